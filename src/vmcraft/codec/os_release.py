@@ -1,0 +1,20 @@
+"""os-release(5): what a root says that it is."""
+
+import shlex
+
+from vmcraft.model.printable import printable
+
+
+def parse(text: str) -> dict[str, str]:
+    """The assignments of an os-release file; lines that are none are passed over, as its readers do."""
+    values: dict[str, str] = {}
+    for line in text.splitlines():
+        key, equals, value = line.strip().partition("=")
+        if not equals or not key.isidentifier():
+            continue
+        try:
+            words = shlex.split(value, comments=False, posix=True)
+        except ValueError:
+            continue
+        values[key] = printable(" ".join(words), limit=256)
+    return values

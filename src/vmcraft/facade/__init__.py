@@ -1,0 +1,1 @@
+"""The plain calls, async and blocking: one conversion, no logic."""

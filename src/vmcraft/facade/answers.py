@@ -1,0 +1,67 @@
+"""The one conversion from typed results and errors to plain answers: dicts, lists, strings, numbers."""
+
+import logging
+from collections.abc import Awaitable
+from typing import Any, TypeVar
+
+import msgspec
+
+from vmcraft.errors import OutcomeUnknown, Refused
+from vmcraft.model.outcome import Outcome
+from vmcraft.model.services import BulkOutcome
+
+T = TypeVar("T")
+_log = logging.getLogger("vmcraft")
+
+
+def plain(value: object) -> Any:  # Any: what JSON has, as the caller's own annotation says.
+    """The value as JSON has it: a dataclass's field names are the keys, times are ISO 8601 in UTC, tuples lists."""
+    return msgspec.json.decode(msgspec.json.encode(value))
+
+
+class Answers:
+    """Makes the answers of one facade, and keeps what the last call has to say beside its own.
+
+    Attributes:
+        warnings: Each with `call`, `key` and `message`; replaced by the next call.
+    """
+
+    def __init__(self) -> None:
+        self.warnings: list[dict[str, Any]] = []
+
+    async def query(self, shape: type[T], asked: Awaitable[object]) -> T:
+        """A question: its plain result, of that shape; what goes wrong is raised."""
+        self.warnings = []
+        return msgspec.convert(plain(await asked), shape)
+
+    async def change(self, done: Awaitable[object]) -> dict[str, Any]:
+        """A change: its result with the outcome; what the guest or the arguments refuse is answered, not raised."""
+        self.warnings = []
+        try:
+            result = await done
+        except (Refused, OutcomeUnknown) as error:
+            known = plain(error.result) if error.result is not None else {}
+            return {**known, **_outcome(error)}
+        return {**plain(result), **_outcome(None)}
+
+    async def each(self, call: str, done: Awaitable[BulkOutcome]) -> dict[str, bool]:
+        """A change of many: name as given to whether it is done; the reasons are warnings, and go to the log."""
+        outcome = await done
+        self.warnings = [
+            {"call": call, "key": item.error.partition(":")[0], "message": item.error.partition(": ")[2]}
+            for item in outcome.items
+            if item.error is not None
+        ]
+        for warning in self.warnings:
+            _log.warning("%(call)s: %(key)s: %(message)s", warning)
+        return {item.name: item.ok for item in outcome.items}
+
+
+def _outcome(error: Refused | OutcomeUnknown | None) -> dict[str, Any]:
+    return {
+        "attempted": error is None or error.attempted,
+        "ok": error is None,
+        "error": error.keyed if error else None,
+        "outcome": str(error.outcome if error else Outcome.DONE),
+        "remedy": (error.remedy or None) if error else None,
+    }

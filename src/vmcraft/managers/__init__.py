@@ -1,0 +1,1 @@
+"""The typed calls, one manager for each subject."""

@@ -1,0 +1,119 @@
+"""One job of the guest's manager, awaited, and what the unit is like after it, once that has settled."""
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+import anyio
+
+from vmcraft.bus.properties import Properties
+from vmcraft.errors import BusError, OutcomeUnknown, ProgramFailed, Refused
+from vmcraft.guest.guest import Guest
+from vmcraft.guest.journalctl import last_lines
+from vmcraft.guest.quarantine import is_held_back
+from vmcraft.managers.dependencies import first_failure
+from vmcraft.managers.live_units import LiveUnits
+from vmcraft.managers.start_verdict import translated
+from vmcraft.model.services import ActiveState, JobResult, LogLine, ServiceRun
+from vmcraft.model.units import ServiceShown, UnitShown
+
+SETTLE_S = 0.1
+"""How long a service is watched after its start, so that one that dies at once is not called started."""
+JOB_LIMIT_S = 180.0
+"""Longer than systemd's own default limits for a start (90 s) or a stop, so that systemd's verdict comes first."""
+LOG_LINES = 10
+_GIVE_BACK_LIMIT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ran:
+    """What came of a job, as it will be answered, and what it is judged by."""
+
+    run: ServiceRun
+    shown: UnitShown
+    service: ServiceShown | None
+
+
+async def run_job(guest: Guest, live: LiveUnits, unit: str, ask: Callable[[str], Awaitable[str]]) -> Ran:
+    """Ask for a job on a unit that exists, wait for it, and read the unit back after it has settled.
+
+    Args:
+        guest: A booted guest.
+        live: Its units.
+        unit: Full name.
+        ask: The manager's method that makes the job.
+
+    Raises:
+        JobTimedOut: It still ran at the limit, and was cancelled.
+        Refused: The manager made no job.
+    """
+    changed = anyio.Event()
+
+    def wake() -> None:
+        nonlocal changed
+        changed.set()
+        changed = anyio.Event()
+
+    async with referenced(guest, unit), Properties.watched(guest.unit(unit), wake):
+        try:
+            result = await guest.jobs.run(ask(unit), what=f"the job of {unit}", limit=JOB_LIMIT_S)
+        except BusError as error:
+            raise translated(error, unit) from error
+        shown = await guest.unit(unit).shown()
+        with anyio.move_on_after(SETTLE_S):
+            while shown.active is ActiveState.ACTIVE and shown.sub == "running":
+                # Taken before the unit is read: a change in between must not be missed.
+                event = changed
+                shown = await guest.unit(unit).shown()
+                await event.wait()
+        service = await live.service(unit)
+        shown = await guest.unit(unit).shown()
+        return await _ran(guest, unit, result, shown, service)
+
+
+@contextlib.asynccontextmanager
+async def referenced(guest: Guest, unit: str) -> AsyncIterator[None]:
+    """Keep the unit loaded, and with it how its last run went: systemd forgets a oneshot the moment it succeeded."""
+    if not guest.references or not await _taken(guest, unit):
+        yield
+        return
+    try:
+        yield
+    finally:
+        with anyio.move_on_after(_GIVE_BACK_LIMIT_S, shield=True), contextlib.suppress(Refused, OutcomeUnknown):
+            await guest.manager.unref_unit(unit)
+
+
+async def _taken(guest: Guest, unit: str) -> bool:
+    try:
+        await guest.manager.ref_unit(unit)
+    except BusError:
+        # A masked unit takes no reference; one that runs all the same can be stopped.
+        return False
+    return True
+
+
+async def _ran(guest: Guest, unit: str, result: JobResult, shown: UnitShown, service: ServiceShown | None) -> Ran:
+    failed = result is not JobResult.DONE or shown.active not in (ActiveState.ACTIVE, ActiveState.INACTIVE)
+    quick_end = shown.active is ActiveState.INACTIVE and service is not None and service.type != "oneshot"
+    run = ServiceRun(
+        unit=unit,
+        job_result=result,
+        active=shown.active,
+        sub=shown.sub,
+        result=service.result if service is not None else None,
+        exec_main_code=service.exec_main_code if service is not None else None,
+        exec_main_status=service.exec_main_status if service is not None else None,
+        log=await _log(guest, unit) if failed or quick_end else (),
+        dependency=await first_failure(guest, unit) if result is JobResult.DEPENDENCY else None,
+        held_back=is_held_back(unit),
+    )
+    return Ran(run=run, shown=shown, service=service)
+
+
+async def _log(guest: Guest, unit: str) -> tuple[LogLine, ...]:
+    """The last lines; a journal that cannot be read must not hide how the job went."""
+    try:
+        return await last_lines(guest, unit, count=LOG_LINES)
+    except (ProgramFailed, OutcomeUnknown, Refused):
+        return ()

@@ -1,0 +1,143 @@
+"""A guest's units, never read staler than our own last change; and the cached table of its unit files.
+
+PID 1 reads every unit file again to list them (40-70 ms), so the table is kept until the guest's own signals, or a
+change of ours, say that it is old. A reload costs 70-100 ms, so it is done once, before the next call that needs it.
+"""
+
+import contextlib
+import time
+from collections.abc import AsyncIterator
+
+from vmcraft.bus.systemd1 import Manager, Service
+from vmcraft.codec import unit_name
+from vmcraft.errors import BusError, NoSuchUnit
+from vmcraft.guest.guest import Guest
+from vmcraft.model.services import UnitFileState
+from vmcraft.model.units import ServiceShown, UnitFileRow, UnitShown
+
+_FILE_NOT_FOUND = "org.freedesktop.DBus.Error.FileNotFound"
+_NO_SUCH_FILE = "System.Error.ENOENT"
+_INVALID_ARGS = "org.freedesktop.DBus.Error.InvalidArgs"
+_ALIAS_LIMIT = 256
+
+
+class LiveUnits:
+    """Made by `live_units`, for the life of a guest."""
+
+    def __init__(self, guest: Guest) -> None:
+        self._guest = guest
+        self._manager = guest.manager
+        self._stale = False
+        self._table: dict[str, UnitFileState] | None = None
+        self._aliases: dict[str, str] = {}
+        self._instances: dict[str, UnitFileState | None] = {}
+        self._generation = guest.connection.generation
+
+    # --- freshness
+
+    def changed(self) -> None:
+        """Symlinks or files of units changed: what the manager has loaded is old, and so is the table."""
+        self._stale = True
+        self._table = None
+
+    def files_changed(self, *_values: object) -> None:
+        """UnitFilesChanged and Reloading: somebody changed unit files."""
+        self._table = None
+
+    async def fresh(self) -> None:
+        """Let the manager reload, if something changed since it last did."""
+        if self._stale:
+            await self.reload()
+
+    async def reload(self) -> float:
+        """Let the manager read everything again; answers how many seconds that took."""
+        before = time.monotonic()
+        await self._manager.reload()
+        self._stale = False
+        self._table = None
+        return time.monotonic() - before
+
+    # --- one unit
+
+    async def shown(self, unit: str) -> UnitShown:
+        """The unit's properties, after a reload where one is due.
+
+        Raises:
+            NoSuchUnit: The guest knows no such unit.
+        """
+        await self.fresh()
+        shown = await self._guest.unit(unit).shown()
+        if not shown.exists:
+            raise NoSuchUnit(unit)
+        return shown
+
+    async def service(self, unit: str) -> ServiceShown | None:
+        """The properties that only a service has; None for a unit of another type."""
+        if unit_name.kind(unit) != "service":
+            return None
+        return await Service(self._guest.connection, self._guest.unit(unit).path).shown()
+
+    async def file_state(self, unit: str) -> UnitFileState | None:
+        """The state of the unit's file as it is on disk now; None when there is no such file."""
+        try:
+            return await self._manager.get_unit_file_state(unit)
+        except BusError as error:
+            if error.name in (_FILE_NOT_FOUND, _NO_SUCH_FILE):
+                return None
+            # A file that is no unit file at all: systemd lists it as bad, but refuses to name its state.
+            if error.name == _INVALID_ARGS:
+                return UnitFileState.BAD
+            raise
+
+    async def real_name(self, unit: str) -> str:
+        """The name that the unit has itself, when `unit` may be an alias of it."""
+        shown = await self.shown(unit)
+        return shown.id if unit_name.is_valid(shown.id) else unit
+
+    # --- the table of services' files
+
+    async def table(self) -> dict[str, UnitFileState]:
+        """Every service's unit file by name, with its state; from the cache while nothing changed."""
+        if self._generation != self._guest.connection.generation:
+            self._generation = self._guest.connection.generation
+            self._table = None
+        if self._table is None:
+            rows = await self._manager.list_unit_files_by_patterns([], ["*.service"])
+            table = {row.name: row.state for row in rows if unit_name.is_valid(row.name)}
+            self._aliases = await self._resolved(rows)
+            self._instances = {}
+            self._table = table
+        return self._table
+
+    async def listed_state(self, unit: str) -> UnitFileState | None:
+        """The file state of a loaded unit; of an instance, which is not in the table, its own answer is kept."""
+        table = await self.table()
+        if unit in table or unit_name.template_of(unit) not in table:
+            return table.get(unit)
+        if unit not in self._instances:
+            self._instances[unit] = await self.file_state(unit)
+        return self._instances[unit]
+
+    async def alias_targets(self) -> dict[str, str]:
+        """Alias to the real unit's name, for every alias in the table."""
+        await self.table()
+        return self._aliases
+
+    async def _resolved(self, rows: list[UnitFileRow]) -> dict[str, str]:
+        aliases = [row.name for row in rows if row.state is UnitFileState.ALIAS and not unit_name.is_template(row.name)]
+        targets: dict[str, str] = {}
+        for alias in aliases[:_ALIAS_LIMIT]:
+            if unit_name.is_valid(alias):
+                targets[alias] = (await self._guest.unit(alias).shown()).id
+        return targets
+
+
+@contextlib.asynccontextmanager
+async def live_units(guest: Guest) -> AsyncIterator[LiveUnits]:
+    """The guest's units, with the signals that say when the table is old."""
+    live = LiveUnits(guest)
+    async with (
+        guest.manager.on(Manager.UNIT_FILES_CHANGED, live.files_changed),
+        guest.manager.on(Manager.RELOADING, live.files_changed),
+    ):
+        yield live
