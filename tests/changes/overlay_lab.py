@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import os
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -65,7 +64,8 @@ def working_directory() -> Iterator[str]:
     try:
         yield path
     finally:
-        shutil.rmtree(path)
+        # Not rmtree: some roots here nest deeper than Python recurses.
+        subprocess.run(["rm", "-rf", "--one-file-system", path], check=True)
 
 
 @contextlib.contextmanager
@@ -99,12 +99,10 @@ def overlay(build: str, *, base: int | None = BASE) -> Iterator[Overlay]:
 
 def manifest(root: str) -> Manifest:
     """Everything below a root, byte for byte; of directories all but the times and sizes."""
-    found: Manifest = {"/": _line(root)}
-    for directory, names, files in os.walk(root):
-        for name in (*names, *files):
-            path = os.path.join(directory, name)
-            found[path.removeprefix(root)] = _line(path)
-    return found
+    # By find, since os.walk recurses.
+    paths = subprocess.run(["find", root, "-mindepth", "1", "-print0"], capture_output=True, check=True).stdout
+    names = [os.fsdecode(path) for path in paths.split(b"\0") if path]
+    return {"/": _line(root)} | {path.removeprefix(root): _line(path) for path in names}
 
 
 def _line(path: str) -> tuple[object, ...]:

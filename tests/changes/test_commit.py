@@ -6,8 +6,8 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from changes.overlay_lab import BASE, Overlay, changed, manifest, overlay, working_directory
 
+from changes.overlay_lab import BASE, Overlay, changed, manifest, overlay, working_directory
 from vmcraft.changes.commit import commit
 from vmcraft.errors import CommitInterrupted, Conflict, InvalidValue, NoSpace, NotOurs
 from vmcraft.host import syscalls

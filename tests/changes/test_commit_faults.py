@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
+
 from changes import faults
 from changes.faults import Point
 from changes.overlay_lab import Manifest, manifest, working_directory

@@ -2,10 +2,10 @@
 
 from collections.abc import AsyncIterator, Callable, Iterator
 
-import guest_roots
 import pytest
-from guest_roots import GuestRoot
 
+import guest_roots
+from guest_roots import GuestRoot
 from vmcraft.transaction import Transaction
 
 

@@ -12,6 +12,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,15 +64,10 @@ class Lab:
     def popen(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen([*self.prefix, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def record(self) -> dict[str, list[int]]:
+    def record(self) -> dict[str, Any]:
         """What the script knows of its lab."""
-        found: dict[str, list[int]] = json.loads((self.state / "lab.json").read_text())
+        found: dict[str, Any] = json.loads((self.state / "lab.json").read_text())
         return found
-
-    def name(self) -> str:
-        """The lab's name on the machine: in its cgroups and its mounts, and in nspawn's arguments."""
-        words = Path(f"/proc/{self.record()['nspawn'][0]}/cmdline").read_bytes().split(b"\0")
-        return next(word for word in words if word.startswith(b"--machine=")).decode().removeprefix("--machine=")
 
 
 @pytest.fixture(scope="module")
@@ -81,14 +77,27 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     assert lab("stop").returncode == 0
 
 
-def leftovers() -> dict[str, list[str]]:
-    """Everything on this machine that a lab could leave behind. Labs of others come and go: not the shared names."""
-    cgroups = [str(path) for path in Path("/sys/fs/cgroup").rglob("vmlab-*")]
+def traces(record: dict[str, Any], state: Path, files: str = "no files") -> dict[str, list[str]]:
+    """Everything on this machine that is of one lab. Others work on it, too: only what carries its names."""
     nspawn = [str(path) for path in Path("/run/systemd/nspawn").rglob("*")]
-    private = [str(path) for directory in ("/tmp", "/var/tmp") for path in Path(directory).glob("systemd-private-*")]
     loops = [path.read_text() for path in Path("/sys/block").glob("loop*/loop/backing_file")]
-    mounts = [line.split(" ", 1)[1] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    return {"cgroups": cgroups, "nspawn": nspawn, "private": private, "loops": loops, "mounts": mounts}
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    private = [
+        path for place in ("/tmp", "/var/tmp") for path in Path(place).glob(f"systemd-private-{record['boot_id']}-*")
+    ]
+    return {
+        "cgroups": [str(path) for path in Path("/sys/fs/cgroup").rglob(record["name"])],
+        "nspawn": [path for path in nspawn if record["name"] in path or path.endswith(f"inode-{record['root']}")],
+        "private": [str(path) for path in private],
+        "loops": [path for path in loops if files in path],
+        "mounts": [line for line in mounts if str(state) in line or record["name"] in line],
+        "processes": processes(f"--machine={record['name']}"),
+    }
+
+
+def found(traces: dict[str, list[str]]) -> set[str]:
+    """The kinds of which there are any."""
+    return {kind for kind, those in traces.items() if those}
 
 
 def processes(mark: str) -> list[str]:
@@ -188,6 +197,18 @@ def test_stdin_stdout_and_stderr_are_the_commands(lab: Lab) -> None:
 
 
 @needs_lab
+def test_a_command_can_close_its_stdin_and_stdout(lab: Lab) -> None:
+    with lab.popen("run", PYTHON, "-c", "import os, signal; os.close(0); os.close(1); signal.pause()") as run:
+        assert run.stdin
+        assert run.stdout
+        assert run.stdout.read() == ""
+        with pytest.raises(BrokenPipeError):
+            os.write(run.stdin.fileno(), b"text")
+        run.terminate()
+    assert run.returncode == 128 + signal.SIGTERM
+
+
+@needs_lab
 def test_directory_and_environment_are_the_callers_but_not_its_session(lab: Lab, tmp_path: Path) -> None:
     command = [*lab.prefix, "run", "sh", "-c", "pwd; env"]
     environment = {
@@ -211,12 +232,6 @@ def test_a_directory_that_the_lab_does_not_see_is_an_error(lab: Lab) -> None:
 
 
 @needs_lab
-def test_a_script_in_the_lab_finds_that_it_is_on_a_host_already(lab: Lab) -> None:
-    assert lab("run", SCRIPT, "run", "sh", "-c", "exit 5").returncode == 5
-    assert lab.output(SCRIPT, "status") == "this machine's own systemd\n"
-
-
-@needs_lab
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1])
 def test_signals_reach_the_command(lab: Lab, number: signal.Signals) -> None:
     with lab.popen("run", PYTHON, "-c", SIGWAIT) as run:
@@ -237,6 +252,9 @@ def test_a_killed_wrapper_takes_the_command_along_and_the_next_run_the_rest(lab:
         assert run.stdout.read() == ""  # its other end closes only when the command is gone
     assert lab.output("sh", "-c", "echo /sys/fs/cgroup/lab-run-*; cat /proc/self/cgroup").count("lab-run-") == 2
     assert processes(mark) == []
+    # A dead process that only the machine's PID 1 could reap would hold the lab's process namespace, and so stop.
+    orphans = [line.split() for line in lab.output("ps", "-eo", "ppid=,comm=").splitlines()]
+    assert [name for parent, name in orphans if parent == "0"] == ["systemd"]
 
 
 @needs_lab
@@ -291,6 +309,17 @@ def test_ctrl_c_and_ctrl_z_at_a_terminal(lab: Lab) -> None:
 
 
 @needs_lab
+def test_ctrl_c_reaches_a_command_whose_output_is_piped_once(lab: Lab) -> None:
+    terminal = Terminal(
+        ["/bin/bash", "-c", f"{SCRIPT} --state {lab.state} run {PYTHON} -c '{SIGWAIT}' | cat; echo ${{PIPESTATUS[0]}}"]
+    )
+    terminal.read_until("ready")
+    terminal.write("\x03")
+    terminal.read_until(f"{40 + signal.SIGINT}\r\n")
+    terminal.wait()
+
+
+@needs_lab
 def test_a_shell_has_job_control(lab: Lab, tmp_path: Path) -> None:
     program = tmp_path / "program"
     program.write_text(JOB)
@@ -328,7 +357,7 @@ def test_two_starts_at_once_give_one_lab(lab: Lab) -> None:
     starts = [lab.popen("start") for _ in range(4)]
     assert [start.communicate()[0] for start in starts] == [""] * 4
     assert [start.returncode for start in starts] == [0] * 4
-    assert len(processes(f"--machine={lab.name()}")) == 1
+    assert len(processes(f"--machine={lab.record()['name']}")) == 1
 
 
 def kill_and_wait(pid: int) -> None:
@@ -360,30 +389,26 @@ def test_a_half_dead_lab_is_replaced(lab: Lab, kill: Callable[[Lab], None]) -> N
     assert lab.output("systemctl", "is-system-running") == "running\n"
     assert lab.record()["leader"] != before
     assert processes(mark) == []
-    assert len(processes(f"--machine={lab.name()}")) == 1
+    assert len(processes(f"--machine={lab.record()['name']}")) == 1
 
 
 @needs_lab
 @pytest.mark.parametrize("kill", [nothing, kill_nspawn, kill_leader])
 def test_stop_leaves_nothing(lab: Lab, tmp_path: Path, kill: Callable[[Lab], None]) -> None:
-    lab("stop")
-    before = leftovers()
-    (tmp_path / "on-disk").write_bytes(bytes(1 << 20))
-    attach = (
-        f"cp {tmp_path}/on-disk /dev/shm/in-the-lab && losetup -f {tmp_path}/on-disk && losetup -f /dev/shm/in-the-lab"
-    )
-    lab.output("sh", "-c", attach)
     mark = f"mark-{os.getpid()}"
+    disk = tmp_path / f"{mark}-on-disk"
+    disk.write_bytes(bytes(1 << 20))
+    lab.output("sh", "-c", f"cp {disk} /dev/shm/{mark} && losetup -f {disk} && losetup -f /dev/shm/{mark}")
     lab.output("systemd-run", "--quiet", "--unit=left", PYTHON, "-c", "import signal; signal.pause()", mark)
-    name = lab.name()
-    during = leftovers()
-    assert len(during["loops"]) == len(before["loops"]) + 2
-    assert [path for path in during["cgroups"] if path.endswith(name)]
+    record = lab.record()
+    during = traces(record, lab.state, files=mark)
+    # Its mounts are in a mount namespace of its own: not even a living lab has any on the machine.
+    assert found(during) == {"cgroups", "nspawn", "private", "loops", "processes"}
+    assert len(during["loops"]) == 2
     kill(lab)
     assert lab("stop").returncode == 0
-    assert leftovers() == before
+    assert found(traces(record, lab.state, files=mark)) == set()
     assert processes(mark) == []
-    assert processes(f"--machine={name}") == []
     assert sorted(path.name for path in lab.state.iterdir()) == ["active", "console.log", "lock"]
 
 
@@ -433,28 +458,35 @@ def test_a_stale_lab_is_replaced_unless_somebody_uses_it(lab: Lab) -> None:
 @needs_lab
 def test_a_machine_with_nothing_but_cgroup_v2(tmp_path: Path) -> None:
     lab = Lab(tmp_path)
-    only_v2 = "umount -R -l /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup && exec "
-    before = leftovers()
-    script = (
-        only_v2
-        + f"sh -c '{SCRIPT} --state {tmp_path} run systemctl is-system-running && {SCRIPT} --state {tmp_path} stop'"
-    )
-    done = subprocess.run(["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "running\n", "")
+    command = f"{SCRIPT} --state {tmp_path}"
+    script = "umount -R -l /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup && "
+    script += f"{command} run systemctl is-system-running && cat {tmp_path}/lab.json && {command} stop"
+    done = subprocess.run(["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, check=False)
+    state, _, record = done.stdout.partition("\n")
+    assert (done.returncode, state, done.stderr) == (0, "running", "")
     assert lab("status").returncode == 3
-    assert leftovers() == before
+    assert found(traces(json.loads(record), tmp_path)) == set()
 
 
 # --- where PID 1 is systemd ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not INSIDE, reason="PID 1 is not systemd: the lab is tested instead")
-def test_on_a_systemd_host_commands_run_on_the_host() -> None:
-    done = subprocess.run([SCRIPT, "run", "sh", "-c", "echo $PPID; exit 5"], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (5, f"{os.getpid()}\n")
-    assert subprocess.run([SCRIPT, "status"], capture_output=True, text=True).stdout == "this machine's own systemd\n"
-    assert subprocess.run([SCRIPT, "start"]).returncode == 0
-    assert subprocess.run([SCRIPT, "run", "no-such-program"], capture_output=True).returncode == 127
+@pytest.fixture
+def on_host(request: pytest.FixtureRequest) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run something where PID 1 is systemd: here, or in the lab."""
+    prefix = [] if INSIDE else [*request.getfixturevalue("lab").prefix, "run"]
+    return lambda *command: subprocess.run([*prefix, *command], capture_output=True, text=True, check=False)
+
+
+def test_on_a_systemd_host_commands_run_on_the_host(
+    on_host: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    same_process = on_host("sh", "-c", f"echo $$; exec {SCRIPT} run sh -c 'echo $$; exit 5'")
+    assert same_process.returncode == 5
+    assert len(set(same_process.stdout.split())) == 1
+    assert on_host(SCRIPT, "status").stdout == "this machine's own systemd\n"
+    assert [on_host(SCRIPT, action).returncode for action in ("start", "stop")] == [0, 0]
+    assert on_host(SCRIPT, "run", "no-such-program").returncode == 127
 
 
 def test_help_names_every_command_and_what_it_changes_on_the_machine() -> None:

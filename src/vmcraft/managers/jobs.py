@@ -1,8 +1,8 @@
 """One job of the guest's manager, awaited, and what the unit is like after it, once that has settled."""
 
 import contextlib
+import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
 
 import anyio
 
@@ -14,7 +14,7 @@ from vmcraft.guest.quarantine import is_held_back
 from vmcraft.managers.dependencies import first_failure
 from vmcraft.managers.live_units import LiveUnits
 from vmcraft.managers.start_verdict import translated
-from vmcraft.model.services import ActiveState, JobResult, LogLine, ServiceRun
+from vmcraft.model.services import ActiveState, JobResult, ServiceRun
 from vmcraft.model.units import ServiceShown, UnitShown
 
 SETTLE_S = 0.1
@@ -25,7 +25,7 @@ LOG_LINES = 10
 _GIVE_BACK_LIMIT_S = 5.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Ran:
     """What came of a job, as it will be answered, and what it is judged by."""
 
@@ -68,7 +68,18 @@ async def run_job(guest: Guest, live: LiveUnits, unit: str, ask: Callable[[str],
                 await event.wait()
         service = await live.service(unit)
         shown = await guest.unit(unit).shown()
-        return await _ran(guest, unit, result, shown, service)
+    run = ServiceRun(
+        unit=unit,
+        job_result=result,
+        active=shown.active,
+        sub=shown.sub,
+        result=service.result if service is not None else None,
+        exec_main_code=service.exec_main_code if service is not None else None,
+        exec_main_status=service.exec_main_status if service is not None else None,
+        dependency=await first_failure(guest, unit) if result is JobResult.DEPENDENCY else None,
+        held_back=is_held_back(unit),
+    )
+    return Ran(run=run, shown=shown, service=service)
 
 
 @contextlib.asynccontextmanager
@@ -93,27 +104,9 @@ async def _taken(guest: Guest, unit: str) -> bool:
     return True
 
 
-async def _ran(guest: Guest, unit: str, result: JobResult, shown: UnitShown, service: ServiceShown | None) -> Ran:
-    failed = result is not JobResult.DONE or shown.active not in (ActiveState.ACTIVE, ActiveState.INACTIVE)
-    quick_end = shown.active is ActiveState.INACTIVE and service is not None and service.type != "oneshot"
-    run = ServiceRun(
-        unit=unit,
-        job_result=result,
-        active=shown.active,
-        sub=shown.sub,
-        result=service.result if service is not None else None,
-        exec_main_code=service.exec_main_code if service is not None else None,
-        exec_main_status=service.exec_main_status if service is not None else None,
-        log=await _log(guest, unit) if failed or quick_end else (),
-        dependency=await first_failure(guest, unit) if result is JobResult.DEPENDENCY else None,
-        held_back=is_held_back(unit),
-    )
-    return Ran(run=run, shown=shown, service=service)
-
-
-async def _log(guest: Guest, unit: str) -> tuple[LogLine, ...]:
-    """The last lines; a journal that cannot be read must not hide how the job went."""
+async def with_log(guest: Guest, run: ServiceRun) -> ServiceRun:
+    """The same with the unit's last lines; a journal that cannot be read must not hide how the job went."""
     try:
-        return await last_lines(guest, unit, count=LOG_LINES)
+        return dataclasses.replace(run, log=await last_lines(guest, run.unit, count=LOG_LINES))
     except (ProgramFailed, OutcomeUnknown, Refused):
-        return ()
+        return run

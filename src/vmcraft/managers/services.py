@@ -3,10 +3,7 @@
 A call returns only when its effect was read back from the live manager; everything else is raised.
 """
 
-import datetime
 from collections.abc import Sequence
-
-import anyio
 
 from vmcraft.changes.change_set import ChangeSet
 from vmcraft.codec import unit_name
@@ -14,6 +11,7 @@ from vmcraft.errors import (
     BusError,
     ConditionNotMet,
     InvalidValue,
+    JobFailed,
     NoSuchUnit,
     NotEnableable,
     ReadBackDiffers,
@@ -23,8 +21,10 @@ from vmcraft.guest.journalctl import last_lines
 from vmcraft.guest.quarantine import is_held_back, is_ours
 from vmcraft.managers import bulk, enablement, start_verdict, sysv
 from vmcraft.managers.dependencies import dependencies
-from vmcraft.managers.jobs import LOG_LINES, Ran, run_job
+from vmcraft.managers.jobs import LOG_LINES, Ran, run_job, with_log
+from vmcraft.managers.links import DeclaredLinks
 from vmcraft.managers.live_units import LiveUnits
+from vmcraft.managers.service_rows import STATE_WORDS, file_row, loaded_row, moment, not_run
 from vmcraft.model.expect import expect
 from vmcraft.model.services import (
     ActiveState,
@@ -37,70 +37,10 @@ from vmcraft.model.services import (
     ServiceRow,
     ServiceRun,
     ServiceStatus,
-    UnitFileChange,
     UnitFileState,
 )
-from vmcraft.model.units import UnitRow, UnitShown
 
 BROKEN = frozenset({LoadState.NOT_FOUND, LoadState.BAD_SETTING, LoadState.ERROR})
-STATE_WORDS = frozenset(
-    [
-        "stub",
-        "loaded",
-        "not-found",
-        "bad-setting",
-        "error",
-        "merged",
-        "masked",
-        "not-loaded",
-        "active",
-        "reloading",
-        "inactive",
-        "failed",
-        "activating",
-        "deactivating",
-        "maintenance",
-        "refreshing",
-        "dead",
-        "condition",
-        "start-pre",
-        "start",
-        "start-post",
-        "running",
-        "exited",
-        "reload",
-        "reload-signal",
-        "reload-notify",
-        "stop",
-        "stop-watchdog",
-        "stop-sigterm",
-        "stop-sigkill",
-        "stop-post",
-        "final-watchdog",
-        "final-sigterm",
-        "final-sigkill",
-        "dead-before-auto-restart",
-        "failed-before-auto-restart",
-        "dead-resources-pinned",
-        "auto-restart",
-        "auto-restart-queued",
-        "cleaning",
-        "mounting",
-        "enabled",
-        "enabled-runtime",
-        "linked",
-        "linked-runtime",
-        "alias",
-        "masked-runtime",
-        "static",
-        "disabled",
-        "indirect",
-        "generated",
-        "transient",
-        "bad",
-    ]
-)
-"""Every load, active, sub and unit-file state of a service; source: systemctl --state=help of systemd 247 to 257."""
 
 
 class SystemdManager:
@@ -114,7 +54,7 @@ class SystemdManager:
     def __init__(self, guest: Guest, live: LiveUnits, changes: ChangeSet) -> None:
         self._guest = guest
         self._live = live
-        self._changes = changes
+        self._links = DeclaredLinks(guest, live, changes)
 
     # --- control: nothing of it is left to commit
 
@@ -132,8 +72,7 @@ class SystemdManager:
         Source: StartUnit, JobRemoved in org.freedesktop.systemd1(5).
         """
         ran = await self._run(service, "start")
-        start_verdict.judge_start(ran.run, ran.shown, ran.service)
-        return ran.run
+        return await self._judged(ran, start_verdict.judge_start(ran.run, ran.shown, ran.service))
 
     async def service_stop(self, service: str) -> ServiceRun:
         """Stop a unit and wait until nothing of it runs; one that had to be killed has `result` timeout.
@@ -145,8 +84,7 @@ class SystemdManager:
         Source: StopUnit, JobRemoved in org.freedesktop.systemd1(5).
         """
         ran = await self._run(service, "stop")
-        start_verdict.judge_stop(ran.run)
-        return ran.run
+        return await self._judged(ran, start_verdict.judge_stop(ran.run))
 
     async def service_restart(self, service: str) -> ServiceRun:
         """Stop a unit if it runs, and start it; raises as service_start does.
@@ -154,8 +92,7 @@ class SystemdManager:
         Source: RestartUnit, JobRemoved in org.freedesktop.systemd1(5).
         """
         ran = await self._run(service, "restart")
-        start_verdict.judge_start(ran.run, ran.shown, ran.service)
-        return ran.run
+        return await self._judged(ran, start_verdict.judge_start(ran.run, ran.shown, ran.service))
 
     async def _run(self, service: str, verb: str) -> Ran:
         shown = await self._live.shown(unit_name.concrete(service))
@@ -167,10 +104,16 @@ class SystemdManager:
             raise ConditionNotMet(
                 f"{unit} is held back while the guest is booted: it would hang or fail in a container",
                 remedy="its enablement on the real machine is as it is",
-                result=_not_run(shown),
+                result=not_run(shown),
             )
         ask = self._guest.manager.start_unit if verb == "start" else self._guest.manager.restart_unit
         return await run_job(self._guest, self._live, unit, ask)
+
+    async def _judged(self, ran: Ran, failure: JobFailed | None) -> ServiceRun:
+        if failure is None:
+            return ran.run
+        failure.result = await with_log(self._guest, ran.run)
+        raise failure
 
     # --- enablement: the symlinks are declared
 
@@ -188,7 +131,7 @@ class SystemdManager:
         """
         unit, state = await self._file(service)
         if state is UnitFileState.GENERATED and (script := await self._script(unit)):
-            return await self._sysv(unit, script, "enable")
+            return await self._links.sysv(unit, script, "enable")
         enablement.refuse(unit, state, pulled_in_by=await self._pulled_in_by(unit, state))
         try:
             installable, changes = await self._guest.manager.enable_unit_files([unit])
@@ -199,7 +142,7 @@ class SystemdManager:
             if unit_name.is_template(unit):
                 raise enablement.needs_instance(unit)
             raise ReadBackDiffers(unit, wanted="enabled", found=after or "gone")
-        return await self._declared(unit, after, changes, "service_enable")
+        return await self._links.declared(unit, after, changes, "service_enable")
 
     async def service_disable(self, service: str) -> Enablement:
         """Remove the symlinks that enable a unit, and read the state back.
@@ -218,9 +161,9 @@ class SystemdManager:
         try:
             unit, state = await self._file(service)
         except NoSuchUnit as missing:
-            return await self._disable_dangling(missing)
+            return await self._links.disable_dangling(missing)
         if state is UnitFileState.GENERATED and (script := await self._script(unit)):
-            return await self._sysv(unit, script, "disable")
+            return await self._links.sysv(unit, script, "disable")
         enablement.refuse(unit, state, pulled_in_by=await self._pulled_in_by(unit, state))
         try:
             changes = await self._guest.manager.disable_unit_files([unit])
@@ -229,7 +172,7 @@ class SystemdManager:
         after = await self._live.file_state(unit)
         if after in (UnitFileState.ENABLED, UnitFileState.ENABLED_RUNTIME):
             raise ReadBackDiffers(unit, wanted="disabled", found=after)
-        return await self._declared(unit, after, changes, "service_disable")
+        return await self._links.declared(unit, after, changes, "service_disable")
 
     async def services_enable_multiple(self, services: Sequence[str]) -> BulkOutcome:
         """Enable each; one that fails does not keep the others from being enabled."""
@@ -255,7 +198,7 @@ class SystemdManager:
         after = await self._live.file_state(unit)
         if after is not UnitFileState.MASKED:
             raise ReadBackDiffers(unit, wanted="masked", found=after or "gone")
-        return await self._declared(unit, after, changes, "services_mask")
+        return await self._links.declared(unit, after, changes, "services_mask")
 
     async def systemctl_preset(self, service: str) -> PresetApplied:
         """Enable or disable a unit as the distribution's preset files say.
@@ -279,7 +222,7 @@ class SystemdManager:
         wrong = after is not UnitFileState.DISABLED if preset == "disabled" else after not in enablement.ENABLED_STATES
         if after is None or (preset in ("enabled", "disabled") and after is not UnitFileState.INDIRECT and wrong):
             raise ReadBackDiffers(unit, wanted=preset or "kept", found=after or "gone")
-        done = await self._declared(unit, after, changes, "systemctl_preset")
+        done = await self._links.declared(unit, after, changes, "systemctl_preset")
         return PresetApplied(
             unit=unit,
             preset=preset,
@@ -311,43 +254,6 @@ class SystemdManager:
         links = await self._guest.unit(unit).links()
         return tuple(sorted({*links.required_by, *links.wanted_by, *links.bound_by, *links.triggered_by}))
 
-    async def _sysv(self, unit: str, script: str, verb: str) -> Enablement:
-        pending = await self._changes.pending()
-        changes = await sysv.install(self._guest, pending.layers, unit, script, verb)
-        self._live.changed()
-        paths = [change.path for change in changes]
-        await anyio.to_thread.run_sync(lambda: pending.declare(paths, call=f"service_{verb}", args=(unit,)))
-        return Enablement(
-            unit=unit, changes=changes, unit_file_state=UnitFileState.GENERATED, held_back=is_held_back(unit)
-        )
-
-    async def _disable_dangling(self, missing: NoSuchUnit) -> Enablement:
-        try:
-            changes = await self._guest.manager.disable_unit_files([missing.unit])
-        except BusError as error:
-            raise enablement.translated(error, missing.unit) from error
-        if not enablement.made(changes):
-            raise missing
-        return await self._declared(missing.unit, None, changes, "service_disable")
-
-    async def _declared(
-        self, unit: str, after: UnitFileState | None, changes: tuple[UnitFileChange, ...], call: str
-    ) -> Enablement:
-        """Compare with the disk, and declare; last, since what nobody saw must never reach the source."""
-        if enablement.made(changes):
-            self._live.changed()
-        pending = await self._changes.pending()
-
-        def declare() -> None:
-            enablement.read_back(pending.layers, unit, changes)
-            links = enablement.changed_links(pending.layers, enablement.units_named(unit, changes))
-            pending.declare(links, call=call, args=(unit,))
-
-        await anyio.to_thread.run_sync(declare)
-        return Enablement(
-            unit=unit, changes=enablement.made(changes), unit_file_state=after, held_back=is_held_back(unit)
-        )
-
     # --- questions
 
     async def service_status(self, service: str) -> ServiceStatus:
@@ -373,7 +279,7 @@ class SystemdManager:
             exec_main_status=own.exec_main_status if own else None,
             result=own.result if own else None,
             restarts=own.restarts if own else None,
-            active_since=_time(shown.active_enter_usec) if shown.active is ActiveState.ACTIVE else None,
+            active_since=moment(shown.active_enter_usec) if shown.active is ActiveState.ACTIVE else None,
             memory_bytes=own.memory_bytes if own else None,
             cpu_seconds=own.cpu_nsec / 1e9 if own and own.cpu_nsec is not None else None,
             tasks=own.tasks if own else None,
@@ -402,12 +308,12 @@ class SystemdManager:
         files, aliases = await self._live.table(), await self._live.alias_targets()
         loaded = {row.name: row for row in await self._guest.manager.list_units_by_patterns([], ["*.service"])}
         rows = [
-            _row(row, await self._live.listed_state(row.name))
+            loaded_row(row, await self._live.listed_state(row.name))
             for row in loaded.values()
             if unit_name.is_valid(row.name)
         ]
         rows += [
-            _file_row(name, of, loaded.get(aliases.get(name, ""))) for name, of in files.items() if name not in loaded
+            file_row(name, of, loaded.get(aliases.get(name, ""))) for name, of in files.items() if name not in loaded
         ]
         rows.sort(key=lambda row: row.name)
         if state is None:
@@ -452,48 +358,3 @@ class SystemdManager:
         Source: Manager.SystemState in org.freedesktop.systemd1(5).
         """
         return bool(await self._guest.manager.system_state())
-
-
-def _time(usec: int) -> datetime.datetime | None:
-    try:
-        return datetime.datetime.fromtimestamp(usec / 1e6, tz=datetime.UTC) if usec else None
-    except (ValueError, OverflowError, OSError):
-        return None
-
-
-def _row(row: UnitRow, state: UnitFileState | None) -> ServiceRow:
-    return ServiceRow(
-        name=row.name,
-        load=row.load,
-        active=row.active,
-        sub=row.sub,
-        description=row.description,
-        unit_file_state=state,
-        held_back=is_held_back(row.name),
-    )
-
-
-def _file_row(name: str, state: UnitFileState, real: UnitRow | None) -> ServiceRow:
-    """A unit file that is not loaded; an alias shows the unit that it stands for."""
-    return ServiceRow(
-        name=name,
-        load=real.load if real else LoadState.NOT_LOADED,
-        active=real.active if real else ActiveState.INACTIVE,
-        sub=real.sub if real else "dead",
-        description=real.description if real else "",
-        unit_file_state=state,
-        held_back=is_held_back(name),
-    )
-
-
-def _not_run(shown: UnitShown) -> ServiceRun:
-    return ServiceRun(
-        unit=shown.id,
-        job_result=None,
-        active=shown.active,
-        sub=shown.sub,
-        result=None,
-        exec_main_code=None,
-        exec_main_status=None,
-        held_back=is_held_back(shown.id),
-    )

@@ -59,37 +59,33 @@ def translated(error: BusError, unit: str) -> Refused:
             return error
 
 
-def judge_start(run: ServiceRun, shown: UnitShown, service: ServiceShown | None) -> None:
-    """Raise unless the unit is now as a start should leave it.
+def judge_start(run: ServiceRun, shown: UnitShown, service: ServiceShown | None) -> JobFailed | None:
+    """What went wrong with a start; None when the unit is now as a start should leave it.
 
-    Raises:
-        ConditionNotMet: A condition, an assert or ExecCondition= said no.
-        DependencyFailed: A unit that it requires failed first.
-        JobFailed: Everything else.
+    Returns:
+        ConditionNotMet when a condition, an assert or ExecCondition= said no, DependencyFailed when a unit that it
+        requires failed first, JobFailed for everything else.
     """
     unmet = _unmet(run, shown, service)
     if unmet:
-        raise ConditionNotMet(unmet, remedy="the unit is made to be skipped here", result=run)
+        return ConditionNotMet(f"{run.unit} was skipped: {unmet}", remedy="the unit is made to be skipped here")
     if run.job_result is JobResult.DEPENDENCY:
         cause = run.dependency or "a unit that it requires"
-        raise DependencyFailed(
-            f"{run.unit} was not started since {cause} failed", remedy=f"look at {cause}", result=run
-        )
+        return DependencyFailed(f"{run.unit} was not started since {cause} failed", remedy=f"look at {cause}")
     if run.job_result is not JobResult.DONE:
-        raise JobFailed(f"{run.unit} did not start: the job ended as {run.job_result}{_how(run)}", result=run)
+        return JobFailed(f"{run.unit} did not start: the job ended as {run.job_result}{_how(run)}")
     if run.active in (ActiveState.ACTIVE, ActiveState.RELOADING, ActiveState.REFRESHING):
-        return
+        return None
     if run.active is ActiveState.INACTIVE and service is not None and _ran_once(service):
-        return
-    raise JobFailed(f"{run.unit} {_state(run, service)}{_how(run)}", result=run)
+        return None
+    return JobFailed(f"{run.unit} {_state(run, service)}{_how(run)}")
 
 
-def judge_stop(run: ServiceRun) -> None:
-    """Raise unless nothing of the unit runs."""
+def judge_stop(run: ServiceRun) -> JobFailed | None:
+    """What went wrong with a stop; None when nothing of the unit runs."""
     if run.job_result is not JobResult.DONE or run.active not in (ActiveState.INACTIVE, ActiveState.FAILED):
-        raise JobFailed(
-            f"{run.unit} did not stop: the job ended as {run.job_result}, the unit is {run.active}", result=run
-        )
+        return JobFailed(f"{run.unit} did not stop: the job ended as {run.job_result}, the unit is {run.active}")
+    return None
 
 
 def _unmet(run: ServiceRun, shown: UnitShown, service: ServiceShown | None) -> str:
