@@ -1,4 +1,4 @@
-"""Real guest roots for the tests: cached ones with planted units, and a quick copy of one for each test that commits."""
+"""Real guest roots for the tests: cached ones with planted units, and a quick copy of one for each commit."""
 
 import hashlib
 import os
@@ -32,8 +32,8 @@ UNITS = {
     "st-nouser.service": "[Service]\nType=exec\nUser=nosuchuser\nExecStart=/bin/true\n",
     "st-segv.service": "[Service]\nType=oneshot\nExecStart=/bin/sh -c 'kill -SEGV $$$$'\n",
     "st-timeout.service": "[Service]\nType=notify\nTimeoutStartSec=1\nExecStart=/bin/sleep infinity\n",
-    "st-loop.service": "[Unit]\nStartLimitIntervalSec=20\nStartLimitBurst=3\n[Service]\nRestart=always\nRestartSec=100ms\n"
-    "ExecStart=/bin/sh -c 'exit 7'\n",
+    "st-loop.service": "[Unit]\nStartLimitIntervalSec=20\nStartLimitBurst=3\n[Service]\nRestart=always\n"
+    "RestartSec=100ms\nExecStart=/bin/sh -c 'exit 7'\n",
     "st-loop-forever.service": "[Unit]\nStartLimitIntervalSec=0\n[Service]\nRestart=always\nRestartSec=300ms\n"
     "ExecStart=/bin/sh -c 'exit 7'\n",
     "st-cond.service": "[Unit]\nConditionPathExists=/nonexistent\n" + SLEEP,
@@ -46,7 +46,8 @@ UNITS = {
     "st-refuse.service": "[Unit]\nRefuseManualStart=yes\n[Service]\nExecStart=/bin/true\n",
     "st-oneshot.service": "[Service]\nType=oneshot\nExecStart=/bin/true\n",
     "st-remain.service": "[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\n",
-    "st-slowstop.service": "[Service]\nTimeoutStopSec=1\nExecStart=/bin/sh -c 'trap : TERM; while :; do sleep 1; done'\n",
+    "st-slowstop.service": "[Service]\nTimeoutStopSec=1\n"
+    "ExecStart=/bin/sh -c 'trap : TERM; while :; do sleep 1; done'\n",
     "st-cycle-a.service": "[Unit]\nAfter=st-cycle-b.service\nRequires=st-cycle-b.service\n" + SLEEP,
     "st-cycle-b.service": "[Unit]\nAfter=st-cycle-a.service\nRequires=st-cycle-a.service\n" + SLEEP,
     "st-boot-fails.service": "[Service]\nType=oneshot\nExecStart=/bin/sh -c 'echo no such disk; exit 4'\n" + WANTED,

@@ -101,8 +101,9 @@ async def test_also_brings_its_unit_along_into_the_commit(root: GuestRoot) -> No
 
 
 async def test_template_needs_an_instance_unless_it_names_its_own(guest: Transaction) -> None:
-    with pytest.raises(InvalidName, match="INSTANCE"):
+    with pytest.raises(InvalidName, match="template") as caught:
         await guest.services.service_enable("st-tmpl@")
+    assert "st-tmpl@INSTANCE.service" in caught.value.remedy
     one = await guest.services.service_enable("st-tmpl@x")
     assert [change.path for change in one.changes] == [f"/{WANTS}/st-tmpl@x.service"]
     default = await guest.services.service_enable("st-tmpldef@")

@@ -1,0 +1,279 @@
+"""A guest's boot: what it becomes, what it may not reach, how it ends, and each way in which it cannot be."""
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import anyio
+import pytest
+
+import guest_roots
+import leaks
+from guest_roots import GuestRoot
+from vmcraft.bus.systemd1 import Manager
+from vmcraft.errors import (
+    BootFailed,
+    CannotMapIds,
+    ConnectionLost,
+    InvalidValue,
+    NoInit,
+    NoSuchFile,
+    NotLaunched,
+    TooOldForHost,
+    UnknownFormat,
+    WrongArchitecture,
+)
+from vmcraft.guest.programs import run_in_guest
+from vmcraft.host.host_bus import host_bus
+from vmcraft.model.drive import Drive
+from vmcraft.model.guest import SystemState
+from vmcraft.transaction import Transaction
+
+pytestmark = pytest.mark.guest
+
+
+async def say(transaction: Transaction, *argv: str) -> str:
+    """What a program in the guest prints."""
+    return (await run_in_guest(transaction.guest, argv)).stdout.decode()
+
+
+async def test_guest_is_registered_under_a_random_name_and_gone_afterwards(suite: str) -> None:
+    names = []
+    for _ in range(2):
+        async with Transaction.open(str(guest_roots.base(suite)), readonly=True) as transaction:
+            names.append(transaction.guest.machine)
+            async with host_bus() as host:
+                assert transaction.guest.machine in await host.machines.list_machines()
+            launched = transaction.guest.launched
+            assert launched.state is SystemState.RUNNING
+            assert launched.reason is None
+            assert launched.failed == ()
+            assert launched.ready_s is not None
+            assert launched.finished_s is not None
+            assert launched.ready_s <= launched.finished_s < 60
+            assert await transaction.launch() == launched
+    assert names[0] != names[1]
+    assert leaks.found() == []
+
+
+async def test_guest_has_no_way_out(guest: Transaction) -> None:
+    pid = guest.guest.leader.pid
+    assert os.readlink(f"/proc/{pid}/ns/net") != os.readlink("/proc/self/ns/net")
+    assert os.readlink(f"/proc/{pid}/ns/user") != os.readlink("/proc/self/ns/user")
+    links = (await say(guest, "/bin/ls", "/sys/class/net")).split()
+    assert links == ["lo"]
+    routes = await say(guest, "/bin/cat", "/proc/net/route")
+    assert len(routes.splitlines()) == 1
+
+
+async def test_guest_cannot_open_a_vsock_socket(guest: Transaction) -> None:
+    """AF_VSOCK is not namespaced: with it a guest could speak to the hypervisor."""
+    families = (await say(guest, "/bin/cat", "/proc/self/status")).splitlines()
+    assert any(line.startswith("Seccomp:\t2") for line in families)
+    perl = "use Socket; socket(my $s, 40, SOCK_STREAM, 0) ? print 'open' : print $!"
+    assert "not supported" in await say(guest, "/usr/bin/perl", "-e", perl)
+
+
+async def test_source_is_never_written_by_the_guest(root: GuestRoot) -> None:
+    async with Transaction.open(root.path) as transaction:
+        await run_in_guest(transaction.guest, ["/bin/sh", "-c", "rm -rf /opt /etc/cron.d; echo x > /etc/passwd; sync"])
+        assert await transaction.diff() == ()
+    assert root.changed_paths() == set()
+
+
+async def test_emergency_is_ready_and_still_not_healthy(new_root: Callable[[], GuestRoot]) -> None:
+    root = new_root()
+    (root / "etc/systemd/system/default.target").unlink(missing_ok=True)
+    (root / "etc/systemd/system/default.target").symlink_to("/lib/systemd/system/emergency.target")
+    async with Transaction.open(root.path, readonly=True) as transaction:
+        launched = transaction.guest.launched
+        assert launched.state is SystemState.MAINTENANCE
+        assert "rescue or emergency" in (launched.reason or "")
+
+
+async def test_hung_boot_can_be_asked_and_names_the_job(new_root: Callable[[], GuestRoot]) -> None:
+    root = new_root()
+    unit = "[Service]\nType=oneshot\nTimeoutStartSec=infinity\nExecStart=/bin/sleep infinity\n" + guest_roots.WANTED
+    (root / "etc/systemd/system/st-hang.service").write_text(unit)
+    (root / "etc/systemd/system/multi-user.target.wants/st-hang.service").symlink_to("../st-hang.service")
+    async with Transaction.open(root.path, boot_limit=3) as transaction:
+        launched = transaction.guest.launched
+        assert launched.state is SystemState.STARTING
+        assert (launched.ready_s, launched.finished_s) == (None, None)
+        assert "st-hang.service" in {job.unit for job in launched.hanging}
+        assert "st-hang.service" in (launched.reason or "")
+        assert (await transaction.services.service_status("st-hang")).active == "activating"
+        await transaction.services.service_disable("st-hang")
+    wants = "etc/systemd/system/multi-user.target.wants"
+    assert f"{wants}/st-hang.service" not in root.changed_paths()
+    assert not (root / wants / "st-hang.service").is_symlink()
+
+
+async def test_boot_that_hangs_before_the_bus_is_asked_over_the_private_socket(
+    new_root: Callable[[], GuestRoot],
+) -> None:
+    root = new_root()
+    unit = "[Unit]\nDefaultDependencies=no\nBefore=sysinit.target\n[Service]\nType=oneshot\nTimeoutStartSec=infinity\n"
+    (root / "etc/systemd/system/st-early.service").write_text(unit + "ExecStart=/bin/sleep infinity\n")
+    wants = root / "etc/systemd/system/sysinit.target.wants"
+    wants.mkdir(exist_ok=True)
+    (wants / "st-early.service").symlink_to("../st-early.service")
+    async with Transaction.open(root.path, readonly=True, boot_limit=3) as transaction:
+        assert not transaction.guest.references
+        assert "st-early.service" in (transaction.guest.launched.reason or "")
+        assert transaction.guest.launched.state in (SystemState.STARTING, SystemState.INITIALIZING)
+        stopped = await transaction.services.service_stop("st-early")
+        assert stopped.active != "active"
+
+
+async def test_guest_without_a_bus_is_driven_over_the_private_socket(new_root: Callable[[], GuestRoot]) -> None:
+    root = new_root()
+    for unit in ("dbus.service", "dbus.socket"):
+        (root / "lib/systemd/system" / unit).unlink()
+    async with Transaction.open(root.path) as transaction:
+        assert not transaction.guest.references
+        assert (await transaction.services.service_start("st-static")).active == "active"
+        await transaction.services.service_enable("st-disabled")
+        assert any(row.name == "cron.service" for row in await transaction.services.list_services("running"))
+    assert "etc/systemd/system/multi-user.target.wants/st-disabled.service" in root.changed_paths()
+
+
+async def test_roots_that_cannot_be_booted_each_say_why(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(NoInit) as caught:
+        async with Transaction.open(str(empty)):
+            pass
+    assert caught.value.key == "systemd_not_available"
+    for name, program, error in (
+        ("arm", b"\x7fELF\x02\x01\x01" + b"\0" * 9 + b"\x02\0\xb7\0" + b"\0" * 44, WrongArchitecture),
+        ("old", Path("/bin/true").read_bytes() + b"\0systemd 219\0", TooOldForHost),
+    ):
+        init = tmp_path / name / "usr/lib/systemd/systemd"
+        init.parent.mkdir(parents=True)
+        init.write_bytes(program)
+        init.chmod(0o755)
+        before = time.monotonic()
+        with pytest.raises(error):
+            async with Transaction.open(str(tmp_path / name)):
+                pass
+        assert time.monotonic() - before < 5
+    assert leaks.found() == []
+
+
+async def test_init_that_ends_at_once_is_a_failed_boot_with_its_last_words(new_root: Callable[[], GuestRoot]) -> None:
+    root = new_root()
+    init = root / "usr/lib/systemd/systemd"
+    init.unlink()
+    shutil.copy("/bin/false", init)
+    before = time.monotonic()
+    with pytest.raises(BootFailed):
+        async with Transaction.open(root.path, boot_limit=30):
+            pass
+    assert time.monotonic() - before < 20
+    assert leaks.found() == []
+
+
+async def test_file_system_that_maps_no_ids_says_so_and_boots_without(tmp_path: Path) -> None:
+    """The lab's own / is an overlay, which takes no id-mapped mounts; so is the one made here."""
+    merged = tmp_path / "merged"
+    for name in ("upper", "work", "merged"):
+        (tmp_path / name).mkdir()
+    layers = f"lowerdir={guest_roots.base('bookworm')},upperdir={tmp_path}/upper,workdir={tmp_path}/work"
+    await anyio.run_process(["mount", "-t", "overlay", "overlay", "-o", layers, str(merged)])
+    try:
+        with pytest.raises(CannotMapIds) as caught:
+            async with Transaction.open(str(merged)):
+                pass
+        assert str(merged) in caught.value.text
+        assert "private user" in caught.value.remedy
+        async with Transaction.open(str(merged), readonly=True, private_users=False) as transaction:
+            assert transaction.guest.launched.state is SystemState.RUNNING
+            assert not transaction.guest.leader.own_users
+            assert (await transaction.services.service_status("cron")).active == "active"
+    finally:
+        await anyio.run_process(["umount", str(merged)])
+
+
+async def test_drives_that_are_no_roots_are_refused(tmp_path: Path) -> None:
+    transaction = Transaction()
+    with pytest.raises(NoSuchFile):
+        transaction.add_drive(Drive(path=str(tmp_path / "nothing")))
+    (tmp_path / "disk.qcow2").write_bytes(b"QFI\xfb")
+    with pytest.raises(UnknownFormat):
+        transaction.add_drive(Drive(path=str(tmp_path / "disk.qcow2")))
+    with pytest.raises(NotLaunched):
+        await transaction.launch()
+    transaction.add_drive(Drive(path=str(tmp_path)))
+    with pytest.raises(InvalidValue):
+        transaction.add_drive(Drive(path=str(tmp_path)))
+    with pytest.raises(NotLaunched):
+        await transaction.diff()
+    await transaction.close(commit=True)
+
+
+async def test_cancelled_boot_leaves_nothing(suite: str) -> None:
+    for limit in (0.001, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3):
+        with anyio.move_on_after(limit):
+            async with Transaction.open(str(guest_roots.base(suite)), readonly=True):
+                pass
+        assert leaks.found() == []
+
+
+async def test_eight_guests_at_once() -> None:
+    root = str(guest_roots.base("bookworm"))
+    states: list[SystemState] = []
+
+    async def one() -> None:
+        async with Transaction.open(root, readonly=True) as transaction:
+            assert (await transaction.services.service_status("cron")).active == "active"
+            states.append(transaction.guest.launched.state)
+
+    async with anyio.create_task_group() as group:
+        for _ in range(8):
+            group.start_soon(one)
+    assert states == [SystemState.RUNNING] * 8
+    assert leaks.found() == []
+
+
+async def test_guest_that_dies_while_it_is_used_is_told_as_gone(guest: Transaction) -> None:
+    async with host_bus() as host:
+        await host.machines.terminate_machine(guest.guest.machine)
+    with anyio.fail_after(20):
+        while guest.guest.alive:
+            await anyio.lowlevel.checkpoint()
+    with pytest.raises(Exception, match=r"ended|closed|lost|gone") as caught:
+        await guest.services.list_failed_services()
+    assert caught.value.key in ("guest-gone", "connection-lost")  # type: ignore[attr-defined]
+    with pytest.raises(Exception, match="ended"):
+        await guest.services.list_failed_services()
+
+
+async def test_guests_bus_restarts_and_the_next_call_works(guest: Transaction) -> None:
+    await guest.services.list_services()
+    generation = guest.guest.connection.generation
+    await run_in_guest(guest.guest, ["/bin/true"])
+    killed = await guest.guest.manager.unit("dbus.service")
+    assert (await killed.shown()).active == "active"
+    # The reply travels over the bus that is killed: it may not come.
+    with contextlib.suppress(ConnectionLost):
+        await guest.guest.manager.kill_unit("dbus.service", "main", 9)
+    with anyio.fail_after(20):
+        while not guest.guest.connection.lost:
+            await anyio.sleep(0.01)
+    assert (await guest.services.service_status("cron")).active == "active"
+    assert guest.guest.connection.generation > generation
+    # The job's signal proves that the subscription came back, too.
+    assert (await guest.services.service_restart("cron")).active == "active"
+
+
+async def test_guests_unit_is_bound_to_the_agents_lease_and_limits(guest: Transaction) -> None:
+    async with host_bus() as host:
+        machine = guest.guest.machine
+        unit = await host.systemd.get_unit(f"vmcraft-guest-{machine}.service")
+        links = await unit.links()
+        assert links.binds_to == (f"vmcraft-lease-{machine}.service",)
+        assert isinstance(host.systemd, Manager)
