@@ -17,6 +17,7 @@ from vmcraft.guest.boot import BOOT_LIMIT_S, booted
 from vmcraft.guest.guest import Guest
 from vmcraft.guest.root import examine
 from vmcraft.host.overlay import STATE_DIR
+from vmcraft.host.privileges import require_root
 from vmcraft.host.root_dir import RootDir
 from vmcraft.managers.live_units import live_units
 from vmcraft.managers.services import SystemdManager
@@ -123,6 +124,7 @@ class Transaction:
         if not 0 < boot_limit <= 86_400:
             raise InvalidValue(f"boot_limit {boot_limit:g} is not between 0 and 86400 seconds")
         drive = self._named_drive()
+        require_root()
         recovered = await anyio.to_thread.run_sync(lambda: recover(self._state_dir, root=drive.path))
         opened = self._opened()
         # Others may read the root meanwhile; a commit to it waits until nobody does.

@@ -499,6 +499,36 @@ async def test_failed_hook_fails_the_reconnect_and_the_next_call_tries_again(dae
     assert attempts == [2, 3]
 
 
+async def test_tasks_that_a_handler_starts_reconnect_as_others_do(daemon: Daemon) -> None:
+    # The reader runs in the context of the task that opened the connection, and so do tasks started from there.
+    restarted = anyio.Event()
+
+    async def later(connection: Connection) -> None:
+        await restarted.wait()
+        await settled(connection)
+
+    def start(_text: str) -> None:
+        tasks.start_soon(later, connection)
+
+    async with (
+        daemon.connection() as connection,
+        anyio.create_task_group() as tasks,
+        Example(connection).on(Example.CHANGED, start),
+    ):
+        async with stranger(daemon) as owner:
+            await owner.request_name(NAME)
+            await owner.send(changed("now"))
+            await owner.call(Message(BUS, BUS_PATH, BUS, "GetId"))
+            await settled(connection)
+        daemon.stop()
+        with pytest.raises(ConnectionLost):
+            await settled(connection)
+        daemon.start()
+        restarted.set()
+        await anyio.wait_all_tasks_blocked()
+    assert connection.generation == 2
+
+
 async def test_no_bus_is_an_error_of_its_own(daemon: Daemon) -> None:
     daemon.stop()
     connection = daemon.connection()

@@ -1,4 +1,4 @@
-"""Our own commit with one system call that kills it, or that fails; by strace, so that the product knows nothing of it."""
+"""Our own commit with one system call that kills it, or that fails; by strace, so that the product knows nothing."""
 
 import contextlib
 import itertools
@@ -20,10 +20,13 @@ SOURCES = os.path.abspath(os.path.join(os.path.dirname(commit_module.__file__), 
 PYTHON = [sys.executable, "-I", "-S", "-B", CHILD, str(LIMIT), ":".join([SOURCES, *site.getsitepackages()])]
 
 # What changes the disk or a lock; to die between two of these is to die at the second one.
-CHANGING = (
-    "mkdir mkdirat rename renameat renameat2 unlink unlinkat rmdir symlinkat fsync syncfs fchown fchownat lchown chown"
-    " fchmod fsetxattr setxattr lsetxattr fremovexattr utimensat write ftruncate flock"
-).split()
+# fmt: off
+CHANGING = [
+    "mkdir", "mkdirat", "rename", "renameat", "renameat2", "unlink", "unlinkat", "rmdir", "symlinkat", "fsync",
+    "syncfs", "fchown", "fchownat", "lchown", "chown", "fchmod", "fsetxattr", "setxattr", "lsetxattr", "fremovexattr",
+    "utimensat", "write", "ftruncate", "flock",
+]
+# fmt: on
 # Those that a full disk can stop.
 GROWING = ["mkdir", "mkdirat", "rename", "renameat", "symlinkat", "write", "fsync", "fsetxattr", "setxattr"]
 

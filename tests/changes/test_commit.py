@@ -9,8 +9,11 @@ import pytest
 
 from changes.overlay_lab import BASE, Overlay, changed, manifest, overlay, working_directory
 from vmcraft.changes.commit import commit
+from vmcraft.changes.pending import PendingChanges
+from vmcraft.changes.upper import Layers
 from vmcraft.errors import CommitInterrupted, Conflict, InvalidValue, NoSpace, NotOurs
 from vmcraft.host import syscalls
+from vmcraft.host.root_dir import RootDir
 from vmcraft.model.changes import ChangeKind
 
 pytestmark = pytest.mark.changes
@@ -93,7 +96,8 @@ def test_directories_that_the_source_lacks_come_with_the_owner_and_mode_of_the_g
 def test_a_default_acl_of_the_root_is_not_inherited_by_what_is_staged(lab: Overlay) -> None:
     subprocess.run(["setfacl", "-d", "-m", "u:99:rwx", lab.source, f"{lab.source}/etc"], check=True)
     lab.guest(
-        "rm etc/app.conf; echo plain > etc/app.conf; setfacl -b etc/app.conf; mkdir etc/n; setfacl -kb etc/n; echo > etc/n/f"
+        "rm etc/app.conf; echo plain > etc/app.conf; setfacl -b etc/app.conf;"
+        "mkdir etc/n; setfacl -kb etc/n; echo > etc/n/f"
     )
     lab.declare("/etc/app.conf", "/etc/n/f")
     commit(lab.source, lab.pending, state_dir=lab.state_dir)
@@ -116,7 +120,7 @@ def test_names_with_newlines_and_odd_bytes_are_written_as_they_are(lab: Overlay)
     lab.guest("printf x > \"$(printf 'etc/a\\nb\\377')\"; ln -s \"$(printf 'to\\n\\376')\" etc/l")
     lab.declare("/etc/a\nb\udcff", "/etc/l")
     commit(lab.source, lab.pending, state_dir=lab.state_dir)
-    assert sorted(os.listdir(f"{lab.source}/etc".encode()))[0] == b"a\nb\xff"
+    assert min(os.listdir(f"{lab.source}/etc".encode())) == b"a\nb\xff"
     assert os.readlink(f"{lab.source}/etc/l".encode()) == b"to\n\xfe"
 
 
@@ -212,6 +216,35 @@ def test_a_symlink_of_the_source_that_is_a_directory_in_the_guest_is_refused(lab
     assert not os.path.exists(f"{lab.source}/usr/f")
 
 
+def test_a_mount_point_is_refused_and_a_file_on_another_file_system_can_only_be_removed(lab: Overlay) -> None:
+    os.mkdir(f"{lab.source}/etc/other")
+    lab.guest("echo mine > etc/app.conf; mkdir -p etc/other; echo x > etc/other/f")
+    lab.declare("/etc/app.conf")
+    mounts = [(f"{lab.source}/etc/linked", f"{lab.source}/etc/app.conf"), (lab.state_dir, f"{lab.source}/etc/other")]
+    os.mkdir(lab.state_dir)
+    for source, target in mounts:
+        syscalls.mount(source.encode(), target.encode(), b"", syscalls.MS_BIND, b"")
+    try:
+        lab.pending.clear()
+        lab.declare("/etc/app.conf")
+        with pytest.raises(NotOurs, match="is a mount point"):
+            commit(lab.source, lab.pending, state_dir=lab.state_dir)
+        lab.pending.clear()
+        lab.declare("/etc/other/f")
+        with pytest.raises(NotOurs, match="another file system"):
+            commit(lab.source, lab.pending, state_dir=lab.state_dir)
+        with open(f"{lab.source}/etc/other/f", "w", encoding="ascii") as file:
+            file.write("x")
+        lab.guest("rm -r etc/other")
+        lab.pending.clear()
+        lab.declare("/etc/other/f")
+        commit(lab.source, lab.pending, state_dir=lab.state_dir)
+        assert os.listdir(f"{lab.source}/etc/other") == ["commits"]
+    finally:
+        for _, target in mounts:
+            syscalls.unmount(target.encode())
+
+
 def test_a_parent_that_became_a_symlink_after_the_call_is_a_conflict(lab: Overlay) -> None:
     lab.guest("mkdir etc/d; echo x > etc/d/f")
     lab.declare("/etc/d/f")
@@ -248,10 +281,6 @@ def test_a_full_file_system_is_refused_before_anything_is_written() -> None:
 
 
 def _refused_for_space(lab: Overlay, small: str) -> None:
-    from vmcraft.changes.pending import PendingChanges
-    from vmcraft.changes.upper import Layers
-    from vmcraft.host.root_dir import RootDir
-
     os.mkdir(f"{small}/etc")
     with RootDir.open(small) as lower:
         pending = PendingChanges(Layers(lower, lab.layers.upper))

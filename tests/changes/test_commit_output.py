@@ -8,7 +8,7 @@ import pytest
 
 from changes.overlay_lab import Overlay, changed, manifest, overlay
 from vmcraft.changes.commit import commit_to_output
-from vmcraft.errors import Exists, NoSpace
+from vmcraft.errors import Conflict, Exists, NoSpace
 from vmcraft.host import syscalls
 
 pytestmark = pytest.mark.changes
@@ -47,6 +47,14 @@ def test_without_changes_the_output_is_a_copy(lab: Overlay) -> None:
     lab.pending.clear()
     commit_to_output(lab.source, lab.pending, f"{lab.path}/out", state_dir=lab.state_dir)
     assert manifest(f"{lab.path}/out") == manifest(lab.source)
+
+
+def test_a_source_that_changed_since_is_a_conflict(lab: Overlay) -> None:
+    with open(f"{lab.source}/etc/a", "a", encoding="ascii") as file:
+        file.write("theirs")
+    with pytest.raises(Conflict, match="/etc/a"):
+        commit_to_output(lab.source, lab.pending, f"{lab.path}/out", state_dir=lab.state_dir)
+    assert not [name for name in os.listdir(lab.path) if name.startswith("out")]
 
 
 @pytest.mark.parametrize("name", ["out", "out.vmcraft-partial"])

@@ -154,6 +154,9 @@ def test_an_overlay_mounted_otherwise_is_refused(name: str) -> None:
     with working_directory() as path:
         subprocess.run(["sh", "-euc", "mkdir -p lower/etc upper/etc; echo > upper/etc/f"], cwd=path, check=True)
         os.setxattr(f"{path}/upper/etc/f", f"trusted.overlay.{name}", b"/x")
-        with RootDir.open(f"{path}/lower") as lower, RootDir.open(f"{path}/upper") as upper:
-            with pytest.raises(HostError, match=name):
-                Layers(lower, upper).entry("/etc/f")
+        with (
+            RootDir.open(f"{path}/lower") as lower,
+            RootDir.open(f"{path}/upper") as upper,
+            pytest.raises(HostError, match=name),
+        ):
+            Layers(lower, upper).entry("/etc/f")

@@ -22,6 +22,8 @@ def tree() -> Iterator[str]:
         ["mktemp", "-d", "/var/tmp/vmcraft-test-XXXXXXXX"], capture_output=True, text=True, check=True
     ).stdout.strip()
     os.makedirs(f"{path}/d")
+    for directory in (path, f"{path}/d"):
+        os.chown(directory, BASE, BASE)
     for name, owner in (("root", BASE), ("user", BASE + 1000), ("last", BASE + 65535), ("host", 0)):
         with open(f"{path}/d/{name}", "w", encoding="ascii") as file:
             file.write(name)
@@ -40,7 +42,7 @@ def mounts() -> list[str]:
 def test_owners_appear_from_zero_and_nothing_is_attached(tree: str) -> None:
     before = mounts()
     with RootDir.from_fd(idmap.reverse_mapped(tree, BASE)) as root:
-        owners = {name: root.pin(f"/d/{name}").entry.uid for name in root.listdir("/d")}
+        owners = {name: entry.uid for name in root.listdir("/d") if (entry := root.lstat(f"/d/{name}"))}
         assert mounts() == before
         assert root.read_bytes("/d/user") == b"user"
     # An owner outside the range has no name in it; the kernel shows the overflow id.
@@ -58,13 +60,21 @@ def test_acls_and_capabilities_come_out_as_the_guest_sees_them(tree: str) -> Non
     assert (7).to_bytes(4, "little") in found["system.posix_acl_access"]
 
 
+def test_a_directory_of_a_foreign_owner_is_closed_by_its_mode_even_for_root(tree: str) -> None:
+    os.chown(f"{tree}/d", 0, 0)
+    os.chmod(f"{tree}/d", 0o700)
+    with RootDir.from_fd(idmap.reverse_mapped(tree, BASE)) as root, pytest.raises(PermissionError):
+        root.lstat("/d/root")
+
+
 def test_it_cannot_be_written(tree: str) -> None:
-    with RootDir.from_fd(idmap.reverse_mapped(tree, BASE)) as root:
-        with pytest.raises(OSError, match="Read-only"):
-            root.unlink("/d/root")
+    with RootDir.from_fd(idmap.reverse_mapped(tree, BASE)) as root, pytest.raises(OSError, match="Read-only"):
+        root.unlink("/d/root")
 
 
 def test_a_mapping_the_other_way_is_the_lower_of_a_guest(tree: str) -> None:
+    for directory in (tree, f"{tree}/d"):
+        os.chown(directory, 0, 0)
     with RootDir.from_fd(idmap.mapped(tree, inside=0, outside=BASE)) as root:
         entry = root.lstat("/d/host")
         assert entry is not None

@@ -107,8 +107,9 @@ class _Match:
     users: int = 0
 
 
-# Set while a task opens a connection: its own calls (Hello, match rules, hooks) must not wait for the opening.
-_opening: ContextVar["Connection | None"] = ContextVar("_opening", default=None)
+# Which opening a task belongs to: its own calls (Hello, match rules, hooks) must not wait for that opening. Signal
+# handlers and tasks that they start inherit it from the reader; so it counts only while that very opening goes on.
+_opening: ContextVar[object] = ContextVar("_opening", default=None)
 
 
 class Connection:
@@ -148,6 +149,7 @@ class Connection:
         self._limits = limits or Limits()
         self._transport: Transport | None = None
         self._ready = False
+        self._opener: object | None = None
         # Why it will never be opened again: closed by us, or the peer is hostile.
         self._over: VMCraftError | None = None
         self._serial = 0
@@ -262,7 +264,7 @@ class Connection:
         )
         frame = self._marshal(message, called)
         reply: asyncio.Future[list[Any] | VMCraftError] = asyncio.get_running_loop().create_future()
-        inside = _opening.get() is self
+        inside = self._opener is not None and _opening.get() is self._opener
         slot: AbstractAsyncContextManager[Any] = nullcontext() if inside else self._slots
         async with slot:
             transport = self._transport if inside and self._transport is not None else await self._opened()
@@ -339,7 +341,8 @@ class Connection:
         if self._over is not None:
             raise self._refusal()
         again = self.generation > 0
-        inside = _opening.set(self)
+        self._opener = object()
+        before = _opening.set(self._opener)
         try:
             with anyio.fail_after(self._limits.open_s):
                 transport = await self._connect()
@@ -353,7 +356,8 @@ class Connection:
         except OSError as error:
             raise ConnectionLost(f"cannot connect to {self.peer}: {error.strerror or error}") from error
         finally:
-            _opening.reset(inside)
+            _opening.reset(before)
+            self._opener = None
             if not self._ready and self._transport is not None:
                 self._transport.close(ConnectionLost(f"the connection to {self.peer} could not be opened"))
 

@@ -106,6 +106,7 @@ def commit_to_output(
             _copy_root(source, partial, journal)
             with RootDir.open(partial) as copy:
                 steps.stage(copy, planned, pending.layers, staging=record.staging)
+                _refuse_changed(copy, planned, record.staging)
                 steps.apply(copy, planned, staging=record.staging)
             run(["sync", "--file-system", partial])
             os.rename(partial, output)

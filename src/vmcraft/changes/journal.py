@@ -20,6 +20,7 @@ from vmcraft.changes.fingerprint import Fingerprint
 from vmcraft.errors import CommitInterrupted, Conflict
 from vmcraft.model.printable import quoted
 
+NEW = ".new"
 LOCK_LIMIT_S = 10
 RECORD_LIMIT = 64 << 20
 """Bytes of a record: some hundred thousand paths."""
@@ -133,7 +134,7 @@ class Journal:
     def write(self, record: Record) -> None:
         """Replace the record in one step; on disk when this returns."""
         text = json.dumps(msgspec.to_builtins(record), indent=1).encode()
-        new = f"{self.path}.new"
+        new = f"{self.path}{NEW}"
         with _locked_directory(self._directory) as directory:
             fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
@@ -188,11 +189,13 @@ def abandoned(state_dir: str) -> tuple[list[Journal], list[CommitInterrupted]]:
     with _locked_directory(directory):
         for name in sorted(os.listdir(directory)):
             path = os.path.join(directory, name)
+            if not name.endswith((".json", NEW)):
+                continue
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
                 if not _try_lock(fd):
                     continue
-                if not name.endswith(".json"):
+                if name.endswith(NEW):
                     os.unlink(path)
                     continue
                 found.append(Journal(directory, _read(path, fd), os.dup(fd)))

@@ -35,12 +35,14 @@ class Declaration:
         call: The last call that declared it.
         args: That call's arguments.
         source: Fingerprint of the source's entry at the first declaration; None where there was none.
+        after: Fingerprint of the guest's entry at the last declaration; None where the call removed it.
     """
 
     path: str
     call: str
     args: tuple[str, ...]
     source: Fingerprint | None
+    after: Fingerprint | None
 
 
 class PendingChanges:
@@ -88,7 +90,8 @@ class PendingChanges:
             for entry in (self.layers.source_entry(canonical), self.layers.entry(canonical)):
                 _refuse_others(canonical, entry)
             source = fingerprint_of(self.layers.pin_source(canonical))
-            declared[canonical] = Declaration(path=canonical, call=call, args=tuple(args), source=source)
+            after = fingerprint_of(self.layers.pin(canonical))
+            declared[canonical] = Declaration(path=canonical, call=call, args=tuple(args), source=source, after=after)
         with self._declaring:
             kept = self._declared
             declared = {
@@ -101,11 +104,17 @@ class PendingChanges:
         """The declared paths that differ from the source now, sorted; what `commit` writes.
 
         Raises:
-            Conflict: A directory above a declared path has become a symlink since, so that it is another path.
+            Conflict: A directory above a declared path has become a symlink since, so that it is another path; or the
+                guest has changed a declared path by itself, which no call declared.
             OSError: A layer cannot be read.
         """
         declared = sorted(self._declared.items())
-        for path, _ in declared:
+        for path, declaration in declared:
+            if fingerprint_of(self.layers.pin(path)) != declaration.after and not self._moved(path):
+                raise Conflict(
+                    f"the guest changed {quoted(path)} by itself after {declaration.call} had",
+                    remedy="discard, and call again; a guest that does this by itself is not to be trusted",
+                )
             if self._moved(path):
                 raise Conflict(
                     f"a directory above {quoted(path)} is another one in the guest since the change was made"

@@ -22,6 +22,7 @@ BYTES_FOR_EACH = 8192
 """A file's last block, and its share of a directory."""
 BYTES_SPARE = 1 << 20
 
+_COMMITTED = (EntryKind.FILE, EntryKind.SYMLINK)
 _OURS = Attributes(mode=0o700, uid=0, gid=0, xattrs={})
 
 
@@ -48,7 +49,7 @@ def plan(root: RootDir, pending: PendingChanges) -> tuple[Step, ...]:
     ends: dict[str, tuple[Fingerprint | None, Fingerprint | None]] = {}
     for one in declarations:
         after = fingerprint_of(pending.layers.pin(one.path))
-        if after is not None and after.kind not in (EntryKind.FILE, EntryKind.SYMLINK):
+        if after is not None and after.kind not in _COMMITTED:
             raise NotOurs(f"{quoted(one.path)} is a {after.kind} now; only regular files and symlinks are committed")
         ends |= {
             path: (None, made) for path, made in _parents(root, pending.layers, one.path, needed=after is not None)
@@ -180,16 +181,19 @@ def _parents(root: RootDir, layers: Layers, path: str, *, needed: bool) -> list[
             nearest = parent
         else:
             raise NotOurs(f"{quoted(parent)} is a {entry.kind} in the root and a directory in the guest")
-    _refuse_unwritable(root, nearest, path)
+    _refuse_unwritable(root, nearest, path, needed=needed)
     return missing if needed else []
 
 
-def _refuse_unwritable(root: RootDir, directory: str, path: str) -> None:
-    if not root.is_one_file_system(directory):
-        raise NotOurs(f"{quoted(path)} is on another file system than the root, so it cannot be replaced in one step")
+def _refuse_unwritable(root: RootDir, directory: str, path: str, *, needed: bool) -> None:
     entry = root.lstat(path, follow=Follow.NONE)
-    if entry is not None and entry.kind not in (EntryKind.FILE, EntryKind.SYMLINK):
+    if entry is not None and entry.kind not in _COMMITTED:
         raise NotOurs(f"{quoted(path)} is a {entry.kind} in the root; only regular files and symlinks are replaced")
+    if needed and not root.is_one_mount(directory):
+        raise NotOurs(f"{quoted(path)} is on another file system than the root, so it cannot be replaced in one step")
+    # A file that is mounted over itself is busy; to remove one from another file system is fine.
+    if entry is not None and root.is_one_mount(directory) and not root.is_one_mount(path):
+        raise NotOurs(f"{quoted(path)} is a mount point", remedy="unmount it, then commit again")
     for subject in (directory, path):
         if (subject is directory or entry is not None) and root.is_protected(subject):
             raise NotOurs(

@@ -10,6 +10,7 @@ from vmcraft.cli.opened import add_json
 from vmcraft.cli.output import Output
 from vmcraft.host.host_bus import host_bus
 from vmcraft.host.overlay import STATE_DIR
+from vmcraft.host.privileges import require_root
 from vmcraft.host.sweep import Swept, sweep
 from vmcraft.model.changes import Recovered
 
@@ -42,6 +43,7 @@ async def _sweep(_args: argparse.Namespace, out: Output) -> ExitCode:
 
 
 async def _recover(_args: argparse.Namespace, out: Output) -> ExitCode:
+    require_root()
     recovered = await anyio.to_thread.run_sync(recover, STATE_DIR)
     out.result(recovered)
     _tell(recovered, out)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from vmcraft.bus import machine1, systemd1
 from vmcraft.bus.connection import Connection, unix_connector
 from vmcraft.bus.jobs import Jobs, watching
-from vmcraft.errors import BusError, NoSystemd, NotPrivileged, OutcomeUnknown
+from vmcraft.errors import BusError, NoSystemd, OutcomeUnknown
+from vmcraft.host.privileges import require_root
 
 SYSTEM_BUS = "/run/dbus/system_bus_socket"
 _NO_HOST = "use a host that systemd booted (from a checkout, scripts/lab run makes one); see vmcraft doctor"
@@ -52,8 +53,7 @@ async def host_bus() -> AsyncIterator[HostBus]:
 
 
 def _refuse_unfit() -> None:
-    if os.geteuid() != 0:
-        raise NotPrivileged("VMCraft needs root", remedy="run it as root, for instance with sudo")
+    require_root()
     if not os.path.isdir("/run/systemd/system"):
         raise NoSystemd("PID 1 of this host is not systemd", remedy=_NO_HOST)
 

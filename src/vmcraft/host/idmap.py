@@ -66,7 +66,8 @@ def mapped(path: str, *, inside: int, outside: int, attributes: int = _READ_ONLY
 def reverse_mapped(path: str, base: int) -> int:
     """A detached, read-only mount of `path` in which the ids that are BASE.. on disk appear as 0...
 
-    So an overlay's upper shows its owners, ACLs and file capabilities as the guest sees them.
+    So an overlay's upper shows its owners, ACLs and file capabilities as the guest sees them. What belongs to an id
+    outside the range appears as the overflow id 65534, and not even root may read it against its mode.
 
     Args:
         path: Directory of the host.

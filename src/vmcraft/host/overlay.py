@@ -17,7 +17,8 @@ from dataclasses import dataclass
 
 import anyio
 
-from vmcraft.errors import HostError, NoSpace, NotPrivileged
+from vmcraft.errors import HostError, NoSpace
+from vmcraft.host.privileges import require_root
 
 STATE_DIR = "/var/lib/vmcraft"
 GUESTS = "guests"
@@ -94,8 +95,7 @@ async def guest_directory(
         NotPrivileged: We are not root.
         NoSpace: The state directory's file system is nearly full.
     """
-    if os.geteuid() != 0:
-        raise NotPrivileged("booting a guest needs root", remedy="run it as root, for instance with sudo")
+    require_root()
     guests = os.path.join(state_dir, GUESTS)
     os.makedirs(state_dir, mode=0o700, exist_ok=True)
     os.makedirs(guests, mode=0o700, exist_ok=True)

@@ -55,7 +55,11 @@ class Pinned:
     def __init__(self, fd: int) -> None:
         """Take over the descriptor."""
         self.fd = fd
-        self.entry = entry_of(fd)
+        try:
+            self.entry = entry_of(fd)
+        except OSError:
+            os.close(fd)
+            raise
 
     def __enter__(self) -> Self:
         return self

@@ -185,11 +185,11 @@ class RootDir:
                     raise
         return bool(struct.unpack("=L", flags[:4])[0] & _IMMUTABLE_OR_APPEND_ONLY)
 
-    def is_one_file_system(self, path: str) -> bool:
-        """Whether no mount point lies between the root and the directory, so that a rename can reach it."""
+    def is_one_mount(self, path: str) -> bool:
+        """Whether no mount point lies between the root and the path, or at it, so that a rename can reach it."""
         resolve = _RESOLVE[Follow.NONE] | syscalls.RESOLVE_NO_XDEV
         try:
-            os.close(syscalls.openat2(self.fd, encoded(path), os.O_PATH | os.O_DIRECTORY, resolve=resolve))
+            os.close(syscalls.openat2(self.fd, encoded(path), os.O_PATH | os.O_NOFOLLOW, resolve=resolve))
         except OSError as error:
             if error.errno == errno.EXDEV:
                 return False
