@@ -52,6 +52,9 @@ class Transaction:
         self._facts: RootFacts | None = None
         self._launched: Launched | None = None
         self._life: _Life | None = None
+        self._closed = False
+        # Opening, committing and ending wait for each other; the calls in between do not.
+        self._lock = anyio.Lock()
         # The root's descriptor and lock last as long as the transaction, the guest until the next discard.
         self._whole = contextlib.ExitStack()
         self._living = contextlib.AsyncExitStack()
@@ -116,8 +119,12 @@ class Transaction:
 
         An earlier commit to this root that was killed half-way is finished or undone first.
         """
-        if self._launched is not None:
+        async with self._lock:
+            if self._launched is None or self._closed:
+                self._launched = await self._first_launch(boot_limit, root)
             return self._launched
+
+    async def _first_launch(self, boot_limit: float, root: str | None) -> Launched:
         if root is not None:
             raise InvalidValue("a root directory holds one root", remedy="leave root= away")
         expect(boot_limit, (int, float), "boot_limit")
@@ -132,9 +139,7 @@ class Transaction:
         await anyio.to_thread.run_sync(self._whole.enter_context, shared)
         self._facts = examine(opened, drive.path)
         self._boot_limit = boot_limit
-        launched = await self._boot()
-        self._launched = dataclasses.replace(launched, recovered=recovered)
-        return self._launched
+        return dataclasses.replace(await self._boot(), recovered=recovered)
 
     async def _boot(self) -> Launched:
         drive, facts = self._named_drive(), self._facts
@@ -157,6 +162,8 @@ class Transaction:
         return guest.launched
 
     def _named_drive(self) -> Drive:
+        if self._closed:
+            raise NotLaunched("this guest was closed", remedy="open another VMCraft")
         if self._drive is None:
             raise NotLaunched("no drive was named", remedy="call add_drive_opts first")
         return self._drive
@@ -167,6 +174,8 @@ class Transaction:
         return self._root
 
     def _booted(self) -> _Life:
+        if self._life is None and self._closed:
+            raise NotLaunched("this guest was closed", remedy="open another VMCraft")
         if self._life is None:
             raise NotLaunched("the guest is not booted", remedy="call launch first")
         return self._life
@@ -211,6 +220,10 @@ class Transaction:
             Conflict: The root changed meanwhile, or another guest of it runs.
             HostError: It could not be written; nothing was.
         """
+        async with self._lock:
+            return await self._commit()
+
+    async def _commit(self) -> Committed:
         drive, life = self._named_drive(), self._booted()
         if drive.readonly:
             raise InvalidValue("the drive was added with readonly=True", remedy="open it without readonly to commit")
@@ -230,14 +243,17 @@ class Transaction:
 
     async def discard(self) -> None:
         """Forget the pending changes; the guest is booted anew, so that it is again as the source is."""
-        self._booted()
-        self._life = None
-        with anyio.CancelScope(shield=True):
-            await self._living.aclose()
-        await self._boot()
+        async with self._lock:
+            self._booted()
+            self._life = None
+            with anyio.CancelScope(shield=True):
+                await self._living.aclose()
+            await self._boot()
 
     async def close(self, *, commit: bool) -> None:
         """End the guest; before it, commit what is pending if `commit` is true and the drive may be written."""
+        if self._closed:
+            return
         try:
             life, drive = self._life, self._drive
             writes = commit and life is not None and drive is not None and not drive.readonly
@@ -245,6 +261,9 @@ class Transaction:
                 await self.commit()
         finally:
             self._life = None
+            self._closed = True
             with anyio.CancelScope(shield=True):
-                await self._living.aclose()
-            self._whole.close()
+                try:
+                    await self._living.aclose()
+                finally:
+                    self._whole.close()

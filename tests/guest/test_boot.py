@@ -277,3 +277,49 @@ async def test_guests_unit_is_bound_to_the_agents_lease_and_limits(guest: Transa
         links = await unit.links()
         assert links.binds_to == (f"vmcraft-lease-{machine}.service",)
         assert isinstance(host.systemd, Manager)
+
+
+async def test_root_with_an_odd_path_and_a_symlink_to_it(new_root: Callable[[], GuestRoot], tmp_path: Path) -> None:
+    root = new_root()
+    odd = Path(root.path).with_name("a $HOME %n b,c:d é\n e")
+    Path(root.path).rename(odd)
+    link = tmp_path / "link"
+    link.symlink_to(odd)
+    try:
+        async with Transaction.open(f"{link}/") as transaction:
+            await transaction.services.service_enable("st-disabled")
+        assert (odd / "etc/systemd/system/multi-user.target.wants/st-disabled.service").is_symlink()
+    finally:
+        odd.rename(root.path)
+
+
+async def test_unit_directory_behind_a_symlink(new_root: Callable[[], GuestRoot]) -> None:
+    root = new_root()
+    (root / "etc/systemd/system").rename(root / "etc/units")
+    (root / "etc/systemd/system").symlink_to("../units")
+    async with Transaction.open(root.path) as transaction:
+        await transaction.services.service_enable("st-disabled")
+    assert (root / "etc/units/multi-user.target.wants/st-disabled.service").is_symlink()
+
+
+async def test_two_launches_at_once_are_one_and_nothing_works_after_the_end() -> None:
+    transaction = Transaction()
+    transaction.add_drive(Drive(path=str(guest_roots.base("bookworm")), readonly=True))
+    machines = set()
+
+    async def launch() -> None:
+        machines.add((await transaction.launch()).machine)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(launch)
+        group.start_soon(launch)
+    assert len(machines) == 1
+    await transaction.close(commit=True)
+    await transaction.close(commit=True)
+    with pytest.raises(NotLaunched, match="closed"):
+        await transaction.launch()
+    with pytest.raises(NotLaunched, match="closed"):
+        await transaction.is_systemd_available()
+    with pytest.raises(NotLaunched, match="closed"):
+        await transaction.diff()
+    assert leaks.found() == []

@@ -2,6 +2,7 @@
 
 import datetime
 
+import anyio
 import pytest
 
 from guest_roots import GuestRoot
@@ -186,3 +187,19 @@ async def test_reload_waits_for_a_slow_generator_and_sends_no_second_one(root: G
 
 async def test_systemd_is_available_in_a_booted_guest(guest: Transaction) -> None:
     assert await guest.services.is_systemd_available()
+
+
+async def test_concurrent_calls_on_one_guest_all_answer(guest: Transaction) -> None:
+    answers: list[bool] = []
+
+    async def ask(unit: str) -> None:
+        await guest.services.service_enable(unit)
+        status = await guest.services.service_status(unit)
+        answers.append(status.unit_file_state is UnitFileState.ENABLED)
+
+    async with anyio.create_task_group() as group:
+        for number in range(20):
+            group.start_soon(ask, f"st-tmpl@{number}")
+            group.start_soon(guest.services.list_services)
+    assert answers == [True] * 20
+    assert len(await guest.diff()) == 20

@@ -166,6 +166,7 @@ async def test_sysv_script_is_enabled_by_the_guests_own_helper(root: GuestRoot) 
     assert {path for path in changed if path.startswith("etc/rc")} == changed
     assert (root / "etc/rc5.d/S01legacyd").readlink().as_posix() == "../init.d/legacyd"
     async with Transaction.open(root.path) as transaction:
+        await transaction.services.service_enable("legacyd")
         await transaction.services.service_disable("legacyd")
     assert not (root / "etc/rc5.d/S01legacyd").is_symlink()
 

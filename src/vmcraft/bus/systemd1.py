@@ -28,6 +28,15 @@ Setting = tuple[str, str, object]
 """A unit property to set: its name, its signature, its value."""
 
 
+def exec_start(argv: Sequence[str]) -> Setting:
+    """The setting that runs a program with its arguments taken literally.
+
+    systemd expands $ in the arguments, also those that come over D-Bus; $$ is a $ for every version. The value's last
+    member says that a failure counts.
+    """
+    return "ExecStart", "a(sasb)", [[argv[0], [argv[0], *(word.replace("$", "$$") for word in argv[1:])], False]]
+
+
 def _bounded(rows: list[Any], what: str) -> list[Any]:
     if len(rows) > ROW_LIMIT:
         raise ReplyMalformed(f"the guest lists {len(rows)} {what}, more than {ROW_LIMIT}")

@@ -100,6 +100,10 @@ class PendingChanges:
             }
             self._declared = kept | declared
 
+    def paths(self) -> tuple[str, ...]:
+        """All paths that were declared, also those that are as in the source again."""
+        return tuple(self._declared)
+
     def declarations(self) -> tuple[Declaration, ...]:
         """The declared paths that differ from the source now, sorted; what `commit` writes.
 

@@ -1,6 +1,8 @@
 """vmcraft: the command."""
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -35,17 +37,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; answers the exit status."""
     args = parser().parse_args(arguments)
     out = Output(json=args.json)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # Ended like Ctrl-C: the guest is ended before we are.
+        signal.signal(number, signal.default_int_handler)
     try:
         return int(anyio.run(args.run, args, out, backend="asyncio"))
     except VMCraftError as error:
         out.error(error)
         return exit_codes.of_error(error)
     except KeyboardInterrupt:
-        out.note("interrupted; nothing was committed", "yellow")
+        out.note(
+            f"interrupted; {f'the changes to {out.committed} were' if out.committed else 'nothing was'} committed",
+            "yellow",
+        )
         return ExitCode.INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has had enough of it.
-        sys.stderr.close()
+        # Whoever read our output has had enough of it; what Python still holds for it goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.OK
 
 

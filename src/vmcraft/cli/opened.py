@@ -110,5 +110,6 @@ async def commit(
         return ExitCode.NOT_CONFIRMED, False
     with out.progress(f"committing to {target}"):
         await transaction.commit()
+        out.committed = target
     out.line(f"committed to {target}", "bold green")
     return (ExitCode.REFUSED if failed else ExitCode.OK), True

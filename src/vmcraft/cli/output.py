@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from vmcraft.errors import VMCraftError
+from vmcraft.facade.answers import encoded
 from vmcraft.model.printable import printable
 
 
@@ -17,10 +18,12 @@ class Output:
 
     Attributes:
         json: Results are printed as JSON, and nothing else on standard output.
+        committed: Where to changes were committed already; None when nowhere.
     """
 
     def __init__(self, *, json: bool) -> None:
         self.json = json
+        self.committed: str | None = None
         self._out = Console(highlight=False, markup=False, soft_wrap=True)
         self._err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
@@ -32,7 +35,7 @@ class Output:
     def result(self, value: object) -> None:
         """The command's result, for programs; prints only with --json."""
         if self.json:
-            text = msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+            text = msgspec.json.format(encoded(value), indent=2).decode()
             sys.stdout.write(text + "\n")
 
     def line(self, text: str = "", style: str = "") -> None:

@@ -16,7 +16,27 @@ _log = logging.getLogger("vmcraft")
 
 def plain(value: object) -> Any:  # Any: what JSON has, as the caller's own annotation says.
     """The value as JSON has it: a dataclass's field names are the keys, times are ISO 8601 in UTC, tuples lists."""
-    return msgspec.json.decode(msgspec.json.encode(value))
+    return msgspec.json.decode(encoded(value))
+
+
+def encoded(value: object) -> bytes:
+    """The value as JSON; a guest's path that is no UTF-8 has replacement characters, so that JSON can hold it."""
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        return msgspec.json.encode(_encodable(msgspec.to_builtins(value)))
+
+
+def _encodable(value: object) -> object:
+    match value:
+        case str():
+            return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        case dict():
+            return {key: _encodable(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return [_encodable(inner) for inner in value]
+        case _:
+            return value
 
 
 class Answers:

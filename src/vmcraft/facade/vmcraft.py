@@ -29,6 +29,9 @@ class VMCraft:
         self._stack: contextlib.ExitStack | None = None
 
     def _facade(self) -> AsyncVMCraft:
+        if self._entered is not None or self._stack is not None:
+            msg = "this VMCraft is open already; make another one for another guest"
+            raise RuntimeError(msg)
         return AsyncVMCraft(Transaction(private_users=self._private_users))
 
     async def __aenter__(self) -> AsyncVMCraft:

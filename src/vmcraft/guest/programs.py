@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import anyio
 
-from vmcraft.bus.systemd1 import Service, Setting
+from vmcraft.bus.systemd1 import Service, Setting, exec_start
 from vmcraft.errors import BusError, OutcomeUnknown, ProgramFailed, first_error
 from vmcraft.guest.guest import Guest
 from vmcraft.model.services import JobResult
@@ -96,13 +96,11 @@ async def run_in_guest(
 
 
 def _settings(guest: Guest, argv: Sequence[str], limit: float) -> list[Setting]:
-    # systemd expands $ in ExecStart's arguments, also over D-Bus; $$ is a $ for every version.
-    literal = [argv[0], *(argument.replace("$", "$$") for argument in argv[1:])]
     settings: list[Setting] = [
         ("Description", "s", "VMCraft program"),
         ("Type", "s", "oneshot"),
         ("CollectMode", "s", "inactive-or-failed"),
-        ("ExecStart", "a(sasb)", [[argv[0], literal, False]]),
+        exec_start(argv),
         ("StandardInputFileDescriptor", "h", 0),
         ("StandardOutputFileDescriptor", "h", 1),
         ("StandardErrorFileDescriptor", "h", 2),

@@ -9,7 +9,7 @@ import os
 import sys
 from dataclasses import dataclass
 
-from vmcraft.bus.systemd1 import Setting
+from vmcraft.bus.systemd1 import Setting, exec_start
 
 NSPAWN = "/usr/bin/systemd-nspawn"
 STAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "stage.py")
@@ -93,12 +93,11 @@ class GuestUnit:
 
     def settings(self, console: int) -> list[Setting]:
         """The unit's settings; `console` is the index of the descriptor that takes what the guest prints."""
-        command = self.command()
         return [
             ("Description", "s", f"VMCraft guest {self.machine}"),
             ("Type", "s", "notify"),
             ("NotifyAccess", "s", "all"),
-            ("ExecStart", "a(sasb)", [[command[0], command, False]]),
+            exec_start(self.command()),
             ("StandardOutputFileDescriptor", "h", console),
             ("StandardErrorFileDescriptor", "h", console),
             ("BindsTo", "as", [self.lease]),
@@ -128,7 +127,7 @@ class GuestUnit:
         """The lease's settings; `held_open` is the index of the read end of the agent's pipe."""
         return [
             ("Description", "s", f"VMCraft agent of guest {self.machine}"),
-            ("ExecStart", "a(sasb)", [["/bin/cat", ["/bin/cat"], False]]),
+            exec_start(["/bin/cat"]),
             ("StandardInputFileDescriptor", "h", held_open),
             ("StandardOutput", "s", "null"),
             ("CollectMode", "s", "inactive-or-failed"),

@@ -4,8 +4,10 @@ Which symlinks a call changed is read from the overlay itself. The guest's reply
 the guest's word, and silent where the guest had made the same symlink by itself before (a first boot's preset).
 """
 
+import re
 from collections.abc import Iterable
 
+from vmcraft.changes.pending import PendingChanges
 from vmcraft.changes.upper import Layers
 from vmcraft.codec import unit_name
 from vmcraft.errors import (
@@ -24,6 +26,7 @@ from vmcraft.model.services import UnitFileChange, UnitFileState
 UNIT_DIR = "/etc/systemd/system"
 ENABLED_STATES = frozenset({UnitFileState.ENABLED, UnitFileState.ALIAS, UnitFileState.INDIRECT})
 _NULL = "/dev/null"
+_PULLING = re.compile(r"[A-Za-z0-9:_.\\@-]+\.(?:wants|requires|upholds)")
 
 _REFUSED = {
     UnitFileState.STATIC: (
@@ -90,19 +93,27 @@ def units_named(unit: str, changes: Iterable[UnitFileChange]) -> set[str]:
     return named
 
 
-def changed_links(layers: Layers, units: set[str]) -> list[str]:
-    """The symlinks below /etc/systemd/system that differ from the source and belong to these units."""
-    found = []
-    for path in layers.differences(UNIT_DIR, recursive=True):
-        name = path.rpartition("/")[2]
-        targets = {
-            entry.target.rpartition("/")[2]
-            for entry in (layers.entry(path), layers.source_entry(path))
-            if entry is not None and entry.target is not None
-        }
-        if targets and (name in units or targets & units):
-            found.append(path)
-    return found
+def changed_links(pending: PendingChanges, units: set[str]) -> list[str]:
+    """The symlinks below /etc/systemd/system that belong to these units, and differ from the source or did so before.
+
+    Those that an earlier call declared are named again, also when they are now as in the source: what the guest holds
+    there was changed by a call, and not by the guest itself.
+    """
+    layers = pending.layers
+    top = layers.resolve(UNIT_DIR, last=True)
+    paths = {*layers.differences(top, recursive=True), *pending.paths()}
+    return sorted(path for path in paths if _belongs(layers, path, top, units))
+
+
+def _belongs(layers: Layers, path: str, top: str, units: set[str]) -> bool:
+    directory, _, name = path.removeprefix(f"{top}/").rpartition("/")
+    if not path.startswith(f"{top}/") or not unit_name.is_valid(name):
+        return False
+    if directory and not _PULLING.fullmatch(directory):
+        return False
+    entries = [entry for entry in (layers.entry(path), layers.source_entry(path)) if entry is not None]
+    targets = {entry.target.rpartition("/")[2] for entry in entries if entry.target is not None}
+    return bool(name in units and (targets or not entries)) or bool(targets & units)
 
 
 def read_back(layers: Layers, unit: str, changes: Iterable[UnitFileChange]) -> None:
@@ -114,7 +125,7 @@ def read_back(layers: Layers, unit: str, changes: Iterable[UnitFileChange]) -> N
     for change in changes:
         if not change.path.startswith("/etc/"):
             continue
-        entry = layers.entry(change.path)
+        entry = layers.entry(layers.resolve(change.path))
         if change.type == "symlink" and (entry is None or entry.target is None):
             raise ReadBackDiffers(unit, wanted=f"a symlink {change.path}", found="nothing there")
         if change.type == "unlink" and entry is not None:

@@ -3,7 +3,7 @@
 import anyio
 
 from vmcraft.changes.change_set import ChangeSet
-from vmcraft.errors import BusError, NoSuchUnit
+from vmcraft.errors import BusError, NoSuchUnit, OutcomeUnknown
 from vmcraft.guest.guest import Guest
 from vmcraft.guest.quarantine import is_held_back
 from vmcraft.managers import enablement, sysv
@@ -40,10 +40,13 @@ class DeclaredLinks:
 
         def declare() -> None:
             enablement.read_back(pending.layers, unit, changes)
-            links = enablement.changed_links(pending.layers, enablement.units_named(unit, changes))
+            links = enablement.changed_links(pending, enablement.units_named(unit, changes))
             pending.declare(links, call=call, args=(unit,))
 
-        await anyio.to_thread.run_sync(declare)
+        try:
+            await anyio.to_thread.run_sync(declare)
+        except OSError as error:
+            raise OutcomeUnknown(f"{unit}: what changed in the guest cannot be read back: {error}") from error
         return Enablement(
             unit=unit, changes=enablement.made(changes), unit_file_state=after, held_back=is_held_back(unit)
         )
@@ -53,7 +56,8 @@ class DeclaredLinks:
         pending = await self._changes.pending()
         changes = await sysv.install(self._guest, pending.layers, unit, script, verb)
         self._live.changed()
-        paths = [change.path for change in changes]
+        earlier = (path for path in pending.paths() if sysv.is_link_of(path, script))
+        paths = sorted({change.path for change in changes} | set(earlier))
         await anyio.to_thread.run_sync(lambda: pending.declare(paths, call=f"service_{verb}", args=(unit,)))
         return Enablement(
             unit=unit, changes=changes, unit_file_state=UnitFileState.GENERATED, held_back=is_held_back(unit)

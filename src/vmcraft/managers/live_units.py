@@ -8,6 +8,8 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 
+import anyio
+
 from vmcraft.bus.systemd1 import Manager, Service
 from vmcraft.codec import unit_name
 from vmcraft.errors import BusError, NoSuchUnit
@@ -28,6 +30,9 @@ class LiveUnits:
         self._guest = guest
         self._manager = guest.manager
         self._stale = False
+        # Grows with each change: a table that was asked for before it must not be kept after it.
+        self._changes = 0
+        self._reloading = anyio.Lock()
         self._table: dict[str, UnitFileState] | None = None
         self._aliases: dict[str, str] = {}
         self._instances: dict[str, UnitFileState | None] = {}
@@ -38,23 +43,34 @@ class LiveUnits:
     def changed(self) -> None:
         """Symlinks or files of units changed: what the manager has loaded is old, and so is the table."""
         self._stale = True
-        self._table = None
+        self.files_changed()
 
     def files_changed(self, *_values: object) -> None:
         """UnitFilesChanged and Reloading: somebody changed unit files."""
+        self._changes += 1
         self._table = None
 
     async def fresh(self) -> None:
         """Let the manager reload, if something changed since it last did."""
-        if self._stale:
-            await self.reload()
+        async with self._reloading:
+            if self._stale:
+                await self._reload()
 
     async def reload(self) -> float:
         """Let the manager read everything again; answers how many seconds that took."""
+        async with self._reloading:
+            return await self._reload()
+
+    async def _reload(self) -> float:
         before = time.monotonic()
-        await self._manager.reload()
+        # Unset first: what changes while the manager reads needs the next reload.
         self._stale = False
-        self._table = None
+        try:
+            await self._manager.reload()
+        except BaseException:
+            self._stale = True
+            raise
+        self.files_changed()
         return time.monotonic() - before
 
     # --- one unit
@@ -101,13 +117,16 @@ class LiveUnits:
         if self._generation != self._guest.connection.generation:
             self._generation = self._guest.connection.generation
             self._table = None
-        if self._table is None:
-            rows = await self._manager.list_unit_files_by_patterns([], ["*.service"])
-            table = {row.name: row.state for row in rows if unit_name.is_valid(row.name)}
-            self._aliases = await self._resolved(rows)
-            self._instances = {}
+        if self._table is not None:
+            return self._table
+        changes = self._changes
+        rows = await self._manager.list_unit_files_by_patterns([], ["*.service"])
+        table = {row.name: row.state for row in rows if unit_name.is_valid(row.name)}
+        self._aliases = await self._resolved(rows)
+        self._instances = {}
+        if changes == self._changes:
             self._table = table
-        return self._table
+        return table
 
     async def listed_state(self, unit: str) -> UnitFileState | None:
         """The file state of a loaded unit; of an instance, which is not in the table, its own answer is kept."""
@@ -118,9 +137,8 @@ class LiveUnits:
             self._instances[unit] = await self.file_state(unit)
         return self._instances[unit]
 
-    async def alias_targets(self) -> dict[str, str]:
-        """Alias to the real unit's name, for every alias in the table."""
-        await self.table()
+    def alias_targets(self) -> dict[str, str]:
+        """Alias to the real unit's name, for every alias in the table that `table` gave last."""
         return self._aliases
 
     async def _resolved(self, rows: list[UnitFileRow]) -> dict[str, str]:

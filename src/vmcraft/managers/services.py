@@ -305,7 +305,7 @@ class SystemdManager:
         """
         expect(state, (str, type(None)), "a state")
         await self._live.fresh()
-        files, aliases = await self._live.table(), await self._live.alias_targets()
+        files, aliases = await self._live.table(), self._live.alias_targets()
         loaded = {row.name: row for row in await self._guest.manager.list_units_by_patterns([], ["*.service"])}
         rows = [
             loaded_row(row, await self._live.listed_state(row.name))

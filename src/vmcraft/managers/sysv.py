@@ -76,7 +76,8 @@ def _rc_directories(layers: Layers) -> Iterator[str]:
                 yield directory
 
 
-def _is_link_of(path: str, script: str) -> bool:
+def is_link_of(path: str, script: str) -> bool:
+    """Whether a path's name is that of an rc symlink to the script."""
     match = _LINK.fullmatch(path.rpartition("/")[2])
     return match is not None and match[1] == script
 
@@ -84,7 +85,7 @@ def _is_link_of(path: str, script: str) -> bool:
 def _starts(layers: Layers, script: str) -> bool:
     """Whether a run level that boots a system starts the script."""
     return any(
-        name.startswith("S") and _is_link_of(name, script)
+        name.startswith("S") and is_link_of(name, script)
         for directory in _rc_directories(layers)
         if directory.endswith(_BOOTING)
         for name in layers.names(directory)
@@ -95,7 +96,7 @@ def _changes(layers: Layers, script: str) -> tuple[UnitFileChange, ...]:
     changes = []
     for directory in _rc_directories(layers):
         for path in layers.differences(directory):
-            if _is_link_of(path, script):
+            if is_link_of(path, script):
                 entry = layers.entry(path)
                 target = entry.target if entry is not None and entry.target is not None else ""
                 changes.append(UnitFileChange(type="symlink" if target else "unlink", path=path, source=target))

@@ -311,7 +311,7 @@ BOMBS = {
     "empty dicts": crafted("aa{sv}", u32(8 << 20) + bytes(8 << 20)),
     "bytes in variants": crafted("av", u32(8 << 20) + b"\1y\0\1" * (2 << 20)),
     "structs of bytes": crafted("a(yyyyyyyy)", padded(u32(8 << 20), 8) + bytes(8 << 20)),
-    "variants in variants": crafted("av", u32(9 << 20) + (b"\1v\0" * 8 + b"\1y\0") * (349_525) + b"\0" * 12),
+    "variants in variants": crafted("av", u32(28 * 300_000) + (b"\1v\0" * 8 + b"\1y\0\0") * 300_000),
 }
 
 
@@ -319,7 +319,7 @@ BOMBS = {
 def test_a_message_of_too_many_values_is_refused_within_bounds(frame: bytes) -> None:
     tracemalloc.start()
     try:
-        with pytest.raises(ProtocolError):
+        with pytest.raises(ProtocolError, match="too many values"):
             decoded(frame)
         _, peak = tracemalloc.get_traced_memory()
     finally:

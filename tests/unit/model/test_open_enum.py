@@ -90,7 +90,11 @@ def test_what_is_no_word_is_refused(of: type[OpenStrEnum], value: object) -> Non
 
 
 @each_enum
-@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+@pytest.mark.parametrize(
+    "copied",
+    [copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))],
+    ids=["copy", "deepcopy", "pickle"],
+)
 def test_new_word_can_be_copied(of: type[OpenStrEnum], copied: Callable[[OpenStrEnum], OpenStrEnum]) -> None:
     """dataclasses.asdict() of a result copies too; a newer systemd's word must not make it crash."""
     member = copied(of("from-the-future"))
