@@ -1,10 +1,12 @@
 """Real guest roots for the tests: cached ones with planted units, and a quick copy of one for each commit."""
 
+import contextlib
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,6 +140,16 @@ class GuestRoot:
         """The paths, relative to the root, that are not as they were."""
         after = manifest(self.path)
         return {path for path in self.before.keys() | after.keys() if self.before.get(path) != after.get(path)}
+
+    @contextlib.contextmanager
+    def renamed(self, name: str) -> Iterator["GuestRoot"]:
+        """The same root under another name, for as long as the block lasts."""
+        there = Path(self.path).with_name(name)
+        Path(self.path).rename(there)
+        try:
+            yield GuestRoot(path=str(there), before=self.before)
+        finally:
+            there.rename(self.path)
 
     def __truediv__(self, path: str) -> Path:
         """A path in the root; for tests that know that no symlink leads out."""

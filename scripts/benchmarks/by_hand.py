@@ -34,15 +34,17 @@ class Bare:
         """A kill, by machinectl; answers the seconds until nothing of it runs."""
         begin = time.perf_counter()
         subprocess.run(["machinectl", "terminate", self.name], check=True)
-        while is_active(self.name):
+        while is_running(self.name):
             if time.perf_counter() - begin > GONE_LIMIT_S:
                 raise TimeoutError(f"{self.name} was terminated but still runs")
         return time.perf_counter() - begin
 
 
-def is_active(name: str) -> bool:
-    """Whether a unit of the host is there and not yet inactive."""
-    return subprocess.run(["systemctl", "is-active", "--quiet", name], check=False).returncode == 0
+def is_running(name: str) -> bool:
+    """Whether anything of a unit of the host still runs; `systemctl is-active` denies it while the unit is stopping."""
+    show = ["systemctl", "show", "--property=ActiveState", "--value", name]
+    state = subprocess.run(show, check=True, capture_output=True, text=True).stdout.strip()
+    return state not in ("inactive", "failed")
 
 
 def boot(root: str) -> tuple[Bare, float]:
@@ -63,7 +65,7 @@ def booted(root: str) -> Iterator[tuple[Bare, float]]:
     try:
         yield bare, took
     finally:
-        if is_active(bare.name):
+        if is_running(bare.name):
             bare.stop()
 
 

@@ -47,8 +47,9 @@ async def unbooted(root: str, words: tuple[str, ...]) -> tuple[float, int]:
 
 def checked(call: str, answer: object) -> None:
     """Refuse to time a change that did not happen."""
-    names = answer.values() if isinstance(answer, dict) and "ok" not in answer else ()
-    failed = (isinstance(answer, dict) and answer.get("ok") is False) or any(each is False for each in names)
+    values = list(answer.values()) if isinstance(answer, dict) else []
+    is_bulk = bool(values) and all(isinstance(value, bool) for value in values)
+    failed = (is_bulk and not all(values)) or (isinstance(answer, dict) and answer.get("ok") is False)
     if failed:
         raise Refused(f"{call} did not work, so there is nothing to time: {answer}")
 
@@ -105,13 +106,13 @@ async def each_call(roots: list[Roots], repetitions: int) -> Section:
     return Section(
         title="Each call, warm",
         text=(
-            "Ours: the calls of `AsyncVMCraft` on a launched guest, each change a real one (what it changes is set back "
-            "before it, untimed; the first of each is thrown away). The settle time, for which a started service is "
-            "watched, is told apart: a start or restart that answers `running` holds exactly one. A reload that a "
+            "Ours: the calls of `AsyncVMCraft` on a launched guest, each change a real one (what it changes is set "
+            "back before it, untimed; the first of each is thrown away). The settle time, for which a started service "
+            "is watched, is told apart: a start or restart that answers `running` holds exactly one. A reload that a "
             "change makes necessary is done by the next call that needs it, so it is not in the figures of enable, "
             "disable and mask; it is in those of the fifteen in a row below.\n\n"
-            f"Un-booted: `systemd-nspawn -q -D COPY systemctl ...`, {UNBOOTED} times in turns with ours. An exit status "
-            "other than 0 says that it failed: without a manager in the root there is nobody to answer."
+            f"Un-booted: `systemd-nspawn -q -D COPY systemctl ...`, {UNBOOTED} times in turns with ours. An exit "
+            "status other than 0 says that it failed: without a manager in the root there is nobody to answer."
         ),
         tables=tuple(tables),
         goals=tuple(goals),

@@ -4,8 +4,8 @@ VMCraftError
 ├─ Refused              known not to have happened
 │   ├─ InvalidName InvalidValue           before anything was asked
 │   ├─ NoSuchUnit NoSuchFile              what is asked about does not exist
-│   ├─ NotEnableable UnitMasked BadSetting
-│   ├─ JobFailed (ConditionNotMet DependencyFailed)
+│   ├─ NotEnableable
+│   ├─ JobFailed (UnitMasked BadSetting ConditionNotMet DependencyFailed)
 │   ├─ NotSupportedByGuest Exists NotOurs Conflict
 ├─ OutcomeUnknown       asked for, not read back
 │   ├─ ReplyTimedOut ConnectionLost JobTimedOut ReadBackDiffers ReplyMalformed
@@ -104,22 +104,22 @@ class NotEnableable(Refused):
     key = "not-enableable"
 
 
-class UnitMasked(Refused):
+class JobFailed(Refused):
+    """The job ended, and the unit is not in the state that was asked for."""
+
+    key = "job-failed"
+
+
+class UnitMasked(JobFailed):
     """The unit is masked, so it cannot be started."""
 
     key = "unit-masked"
 
 
-class BadSetting(Refused):
+class BadSetting(JobFailed):
     """The guest's manager cannot use the unit's file."""
 
     key = "bad-setting"
-
-
-class JobFailed(Refused):
-    """The job ended, and the unit is not in the state that was asked for."""
-
-    key = "job-failed"
 
 
 class ConditionNotMet(JobFailed):

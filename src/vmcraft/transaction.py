@@ -94,7 +94,9 @@ class Transaction:
             InvalidValue: A drive was named already, or a word that a directory has no use for.
         """
         expect(drive.path, str, "a path")
-        expect(drive.output, (str, type(None)), "an output")
+        expect(drive.readonly, bool, "readonly")
+        for word in ("format", "output", "output_format", "key_file"):
+            expect(getattr(drive, word), (str, type(None)), word)
         if self._drive is not None:
             raise InvalidValue("a guest has one root directory", remedy="open another VMCraft for another guest")
         if "\0" in drive.path or not os.path.exists(drive.path):
@@ -125,6 +127,7 @@ class Transaction:
             return self._launched
 
     async def _first_launch(self, boot_limit: float, root: str | None) -> Launched:
+        expect(root, (str, type(None)), "root")
         if root is not None:
             raise InvalidValue("a root directory holds one root", remedy="leave root= away")
         expect(boot_limit, (int, float), "boot_limit")
@@ -207,7 +210,7 @@ class Transaction:
     async def diff(self) -> tuple[Change, ...]:
         """The pending changes, sorted by path."""
         changes = self._booted().changes
-        if changes.empty:
+        if await changes.is_empty():
             return ()
         pending = await changes.pending()
         return await anyio.to_thread.run_sync(pending.list)
@@ -257,7 +260,7 @@ class Transaction:
         try:
             life, drive = self._life, self._drive
             writes = commit and life is not None and drive is not None and not drive.readonly
-            if writes and (self._named_drive().output is not None or not self._booted().changes.empty):
+            if writes and (self._named_drive().output is not None or not await self._booted().changes.is_empty()):
                 await self.commit()
         finally:
             self._life = None

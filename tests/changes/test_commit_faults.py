@@ -11,7 +11,7 @@ import pytest
 
 from changes import faults
 from changes.faults import Point
-from changes.overlay_lab import Manifest, manifest, working_directory
+from changes.overlay_lab import Manifest, manifest, memory_directory
 
 pytestmark = pytest.mark.changes
 
@@ -57,7 +57,7 @@ class Lab:
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with working_directory() as path:
+    with memory_directory() as path:
         for name, script in (("source", SOURCE), ("upper", UPPER)):
             os.mkdir(f"{path}/{name}")
             subprocess.run(["sh", "-euc", script], cwd=f"{path}/{name}", check=True)

@@ -50,6 +50,7 @@ def test_what_is_as_in_the_source_again_is_no_change(lab: Overlay) -> None:
     lab.declare("/etc/f", "/etc/n")
     assert lab.pending
     lab.guest("echo old > etc/f; rm etc/n")
+    lab.declare("/etc/f", "/etc/n")
     assert lab.pending.list() == ()
     assert not lab.pending
 

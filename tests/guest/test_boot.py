@@ -33,6 +33,7 @@ from vmcraft.model.guest import SystemState
 from vmcraft.transaction import Transaction
 
 pytestmark = pytest.mark.guest
+TRUE = Path("/bin/true").read_bytes()
 
 
 async def say(transaction: Transaction, *argv: str) -> str:
@@ -141,6 +142,15 @@ async def test_guest_without_a_bus_is_driven_over_the_private_socket(new_root: C
     assert "etc/systemd/system/multi-user.target.wants/st-disabled.service" in root.changed_paths()
 
 
+def fake_root(path: Path, program: bytes) -> str:
+    """A directory with nothing but an init."""
+    init = path / "usr/lib/systemd/systemd"
+    init.parent.mkdir(parents=True)
+    init.write_bytes(program)
+    init.chmod(0o755)
+    return str(path)
+
+
 async def test_roots_that_cannot_be_booted_each_say_why(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -150,15 +160,12 @@ async def test_roots_that_cannot_be_booted_each_say_why(tmp_path: Path) -> None:
     assert caught.value.key == "systemd_not_available"
     for name, program, error in (
         ("arm", b"\x7fELF\x02\x01\x01" + b"\0" * 9 + b"\x02\0\xb7\0" + b"\0" * 44, WrongArchitecture),
-        ("old", Path("/bin/true").read_bytes() + b"\0systemd 219\0", TooOldForHost),
+        ("old", TRUE + b"\0systemd 219\0", TooOldForHost),
     ):
-        init = tmp_path / name / "usr/lib/systemd/systemd"
-        init.parent.mkdir(parents=True)
-        init.write_bytes(program)
-        init.chmod(0o755)
+        path = fake_root(tmp_path / name, program)
         before = time.monotonic()
         with pytest.raises(error):
-            async with Transaction.open(str(tmp_path / name)):
+            async with Transaction.open(path):
                 pass
         assert time.monotonic() - before < 5
     assert leaks.found() == []
@@ -259,11 +266,11 @@ async def test_guests_bus_restarts_and_the_next_call_works(guest: Transaction) -
     killed = await guest.guest.manager.unit("dbus.service")
     assert (await killed.shown()).active == "active"
     # The reply travels over the bus that is killed: it may not come.
-    with contextlib.suppress(ConnectionLost):
-        await guest.guest.manager.kill_unit("dbus.service", "main", 9)
-    with anyio.fail_after(20):
-        while not guest.guest.connection.lost:
-            await anyio.sleep(0.01)
+    lost = anyio.Event()
+    with guest.guest.connection.on_lost(lost.set), anyio.fail_after(20):
+        with contextlib.suppress(ConnectionLost):
+            await guest.guest.manager.kill_unit("dbus.service", "main", 9)
+        await lost.wait()
     assert (await guest.services.service_status("cron")).active == "active"
     assert guest.guest.connection.generation > generation
     # The job's signal proves that the subscription came back, too.
@@ -281,16 +288,12 @@ async def test_guests_unit_is_bound_to_the_agents_lease_and_limits(guest: Transa
 
 async def test_root_with_an_odd_path_and_a_symlink_to_it(new_root: Callable[[], GuestRoot], tmp_path: Path) -> None:
     root = new_root()
-    odd = Path(root.path).with_name("a $HOME %n b,c:d é\n e")
-    Path(root.path).rename(odd)
     link = tmp_path / "link"
-    link.symlink_to(odd)
-    try:
+    with root.renamed("a $HOME %n b,c:d é\n e") as odd:
+        link.symlink_to(odd.path)
         async with Transaction.open(f"{link}/") as transaction:
             await transaction.services.service_enable("st-disabled")
-        assert (odd / "etc/systemd/system/multi-user.target.wants/st-disabled.service").is_symlink()
-    finally:
-        odd.rename(root.path)
+        assert odd.changed_paths() == {"etc/systemd/system/multi-user.target.wants/st-disabled.service"}
 
 
 async def test_unit_directory_behind_a_symlink(new_root: Callable[[], GuestRoot]) -> None:

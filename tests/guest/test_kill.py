@@ -12,6 +12,7 @@ import pytest
 import guest_roots
 import leaks
 from guest_roots import GuestRoot
+from vmcraft.bus.interface import Signal
 from vmcraft.changes.recover import recover
 from vmcraft.host.host_bus import host_bus
 from vmcraft.host.overlay import STATE_DIR
@@ -23,6 +24,7 @@ CHILD = str(Path(__file__).with_name("agent_child.py"))
 WANTS = "etc/systemd/system/multi-user.target.wants"
 AFTER = {f"{WANTS}/st-disabled.service", f"{WANTS}/st-enabled.service"}
 LEASE_LIMIT_S = 30
+UNIT_REMOVED = Signal("UnitRemoved", "so")
 
 
 async def killed_after(root: str, seconds: float, mode: str) -> str:
@@ -40,10 +42,12 @@ async def killed_after(root: str, seconds: float, mode: str) -> str:
 
 async def guests_end_by_themselves() -> None:
     """systemd ends the guests of a dead agent: no sweep is needed for that."""
-    async with host_bus() as host:
+    ended = anyio.Event()
+    async with host_bus() as host, host.systemd.on(UNIT_REMOVED, lambda *_unit: ended.set()):
         with anyio.fail_after(LEASE_LIMIT_S):
             while await host.systemd.list_units_by_patterns([], ["vmcraft-guest-*", "vmcraft-lease-*"]):
-                await anyio.sleep(0.02)
+                await ended.wait()
+                ended = anyio.Event()
 
 
 async def test_agent_killed_at_twenty_moments_leaves_nothing_after_the_sweep(

@@ -1,8 +1,8 @@
 """A hostile guest rewrites what a call declared: it does not reach the source."""
 
 import pytest
-from guest_roots import GuestRoot
 
+from guest_roots import GuestRoot
 from vmcraft.errors import Conflict
 from vmcraft.guest.programs import run_in_guest
 from vmcraft.transaction import Transaction
@@ -23,11 +23,12 @@ LINK = "/etc/systemd/system/multi-user.target.wants/st-disabled.service"
     ],
 )
 async def test_what_the_guest_changes_after_the_call_is_refused_at_the_commit(root: GuestRoot, deed: str) -> None:
-    with pytest.raises(Conflict):
+    with pytest.raises(Conflict):  # noqa: PT012 - the end of the block commits, and must raise as well
         async with Transaction.open(root.path) as transaction:
             await transaction.services.service_enable("st-disabled")
             await run_in_guest(transaction.guest, ["/bin/sh", "-c", deed])
-            await transaction.commit()
+            with pytest.raises(Conflict):
+                await transaction.commit()
     assert root.changed_paths() == set()
 
 

@@ -26,10 +26,10 @@ class ChangeSet:
         self._lock = anyio.Lock()
         self._pending: PendingChanges | None = None
 
-    @property
-    def empty(self) -> bool:
-        """Whether nothing was declared that differs from the source."""
-        return not self._pending
+    async def is_empty(self) -> bool:
+        """Whether nothing was declared that a commit would write, or refuse."""
+        pending = self._pending
+        return pending is None or not await anyio.to_thread.run_sync(bool, pending)
 
     async def pending(self) -> PendingChanges:
         """The pending changes, with the layers that they are read from."""

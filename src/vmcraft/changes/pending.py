@@ -66,8 +66,10 @@ class PendingChanges:
         self._declaring = threading.Lock()
 
     def __bool__(self) -> bool:
-        """Whether a declared path differs from the source."""
-        return any(self._moved(one.path) or self._differs(one) for one in self._declared.values())
+        """Whether a declared path differs from the source, or from what was declared: then a commit refuses it."""
+        return any(
+            self._moved(one.path) or self._differs(one) or self._tampered(one) for one in self._declared.values()
+        )
 
     def declare(self, paths: Iterable[str], *, call: str, args: Sequence[str]) -> None:
         """Take these paths into the change set: all of them, or none where one is refused.
@@ -114,7 +116,7 @@ class PendingChanges:
         """
         declared = sorted(self._declared.items())
         for path, declaration in declared:
-            if fingerprint_of(self.layers.pin(path)) != declaration.after and not self._moved(path):
+            if not self._moved(path) and self._tampered(declaration):
                 raise Conflict(
                     f"the guest changed {quoted(path)} by itself after {declaration.call} had",
                     remedy="discard, and call again; a guest that does this by itself is not to be trusted",
@@ -140,6 +142,10 @@ class PendingChanges:
 
     def _moved(self, path: str) -> bool:
         return self.layers.resolve(path) != path
+
+    def _tampered(self, declaration: Declaration) -> bool:
+        """Whether the guest has changed the path by itself since the call that declared it."""
+        return declaration.after != fingerprint_of(self.layers.pin(declaration.path))
 
     def _differs(self, declaration: Declaration) -> bool:
         return declaration.source != fingerprint_of(self.layers.pin(declaration.path))

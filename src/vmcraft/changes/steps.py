@@ -48,7 +48,7 @@ def plan(root: RootDir, pending: PendingChanges) -> tuple[Step, ...]:
         )
     ends: dict[str, tuple[Fingerprint | None, Fingerprint | None]] = {}
     for one in declarations:
-        after = fingerprint_of(pending.layers.pin(one.path))
+        after = one.after  # as the call saw it: what the guest makes of it from now on is found when it is staged
         if after is not None and after.kind not in _COMMITTED:
             raise NotOurs(f"{quoted(one.path)} is a {after.kind} now; only regular files and symlinks are committed")
         ends |= {

@@ -14,7 +14,7 @@ _MACHINES = {
     (243, "<"): "riscv64",
     (258, "<"): "loongarch64",
 }
-_RUNS_ALSO = {"x86_64": {"i386"}, "aarch64": {"arm"}, "ppc64": {"ppc64le"}}
+_RUNS_ALSO = {"x86_64": {"i386"}, "aarch64": {"arm"}}
 _ALIASES = {"i486": "i386", "i586": "i386", "i686": "i386", "armv7l": "arm", "armv8l": "arm"}
 _SYSTEMD = re.compile(rb"\0systemd (\d{3})(?=[\0 .~-])")
 

@@ -1,8 +1,12 @@
 """os-release(5): what a root says that it is."""
 
+import re
 import shlex
 
 from vmcraft.model.printable import printable
+
+# shlex knows the shell's quotes, but inside them only \\ and \" of its escapes.
+_DOLLAR = re.compile(r"(?<!\\)\\([$`])")
 
 
 def parse(text: str) -> dict[str, str]:
@@ -13,7 +17,7 @@ def parse(text: str) -> dict[str, str]:
         if not equals or not key.isidentifier():
             continue
         try:
-            words = shlex.split(value, comments=False, posix=True)
+            words = shlex.split(_DOLLAR.sub(r"\1", value), comments=False, posix=True)
         except ValueError:
             continue
         values[key] = printable(" ".join(words), limit=256)

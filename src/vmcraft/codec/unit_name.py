@@ -58,7 +58,8 @@ def kind(unit: str) -> str:
 
 def is_template(unit: str) -> bool:
     """Whether the full name is a template's, which runs only with an instance (`x@.service`)."""
-    return "@." in unit and unit.index("@.") == unit.index("@")
+    before_type = unit.rpartition(".")[0]
+    return before_type.endswith("@") and before_type.count("@") == 1
 
 
 def template_of(unit: str) -> str | None:

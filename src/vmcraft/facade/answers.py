@@ -66,6 +66,7 @@ class Answers:
 
     async def each(self, call: str, done: Awaitable[BulkOutcome]) -> dict[str, bool]:
         """A change of many: name as given to whether it is done; the reasons are warnings, and go to the log."""
+        self.warnings = []
         outcome = await done
         self.warnings = [
             {"call": call, "key": item.error.partition(":")[0], "message": item.error.partition(": ")[2]}

@@ -43,13 +43,14 @@ def examine(root: RootDir, path: str) -> RootFacts:
         WrongArchitecture: Its programs do not run on this host's processor.
         TooOldForHost: Its systemd is older than this host's cgroup hierarchy allows.
     """
-    init = _init(root)
+    init = next((path for path in INITS if _is_program(root, path)), None)
     if init is None:
         raise NoInit(
             f"{quoted(path)} holds no systemd ({' or '.join(INITS)})",
             remedy="is this the root of a Linux system, with /usr in place? Guests without systemd cannot be driven",
         )
-    binary = root.read_bytes(init, limit=_BINARY_LIMIT)
+    with root.pin(init, follow=Follow.ALL) as pinned:
+        binary = pinned.head(_BINARY_LIMIT)
     machine = elf.machine(binary)
     host = os.uname().machine
     if machine is None or not elf.runs_on(machine, host):
@@ -77,21 +78,18 @@ def find_program(root: RootDir, name: str) -> str | None:
     """The guest path of a program by its bare name; None when it is in none of the usual directories."""
     for directory in ("/usr/bin", "/bin", "/usr/sbin", "/sbin", "/usr/lib/systemd", "/lib/systemd"):
         path = f"{directory}/{name}"
+        if _is_program(root, path):
+            return path
+    return None
+
+
+def _is_program(root: RootDir, path: str) -> bool:
+    """Whether an executable file is behind the path; a loop of symlinks leads to none."""
+    try:
         found = root.lstat(path, follow=Follow.ALL)
-        if found is not None and found.kind is EntryKind.FILE and found.mode & 0o111:
-            return path
-    return None
-
-
-def _init(root: RootDir) -> str | None:
-    for path in INITS:
-        try:
-            found = root.lstat(path, follow=Follow.ALL)
-        except OSError:
-            continue
-        if found is not None and found.kind is EntryKind.FILE and found.mode & 0o111:
-            return path
-    return None
+    except OSError:
+        return False
+    return found is not None and found.kind is EntryKind.FILE and bool(found.mode & 0o111)
 
 
 def _library_version(root: RootDir) -> int | None:

@@ -37,11 +37,11 @@ def refuse_unstartable(shown: UnitShown) -> None:
 def translated(error: BusError, unit: str) -> Refused:
     """What an error reply to a start, stop or restart means for the unit that was asked for."""
     match error.name.removeprefix(_ERRORS):
-        case "NoSuchUnit" if unit in error.said:
+        case "NoSuchUnit" if _names(error.said, unit):
             return NoSuchUnit(unit)
         case "NoSuchUnit":
             return DependencyFailed(f"{unit} needs a unit that does not exist: {quoted(error.said)}")
-        case "UnitMasked" if unit in error.said:
+        case "UnitMasked" if _names(error.said, unit):
             return UnitMasked(f"{unit} is masked", remedy=f"unmask it first: systemctl unmask {unit}")
         case "UnitMasked":
             return DependencyFailed(f"{unit} needs a unit that is masked: {quoted(error.said)}")
@@ -57,6 +57,11 @@ def translated(error: BusError, unit: str) -> Refused:
             return JobFailed(f"{unit}: {quoted(error.said)}")
         case _:
             return error
+
+
+def _names(said: str, unit: str) -> bool:
+    """Whether systemd's sentence is about this unit, and not about one whose name contains it."""
+    return unit in said.split() or f"{unit}." in said.split()
 
 
 def judge_start(run: ServiceRun, shown: UnitShown, service: ServiceShown | None) -> JobFailed | None:

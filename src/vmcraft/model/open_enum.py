@@ -20,6 +20,10 @@ class OpenStrEnum(enum.StrEnum):
         member._value_ = value
         return member
 
+    def __reduce_ex__(self, protocol: object) -> tuple[type[Self], tuple[str]]:
+        # By value: enum would look a pseudo-member up by its name, which it does not have.
+        return type(self), (str(self.value),)
+
     @property
     def known(self) -> bool:
         """Whether this systemd word was known when this version of VMCraft was written."""

@@ -3,7 +3,7 @@
 _REPLACED = "\N{REPLACEMENT CHARACTER}"
 _STEERING = (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)
 # Bidirectional overrides could make a message read as another one; lone surrogates cannot be printed.
-_DECEIVING = (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, *range(0xD800, 0xE000))
+_DECEIVING = (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x061C, 0x200E, 0x200F, *range(0xD800, 0xE000))
 _CONTROL = dict.fromkeys((*_STEERING, *_DECEIVING), _REPLACED)
 _CONTROL[0x09] = "\t"
 _KEEP_NEWLINES = _CONTROL | {0x0A: "\n"}
