@@ -4,8 +4,8 @@ Source of every member: org.freedesktop.systemd1(5). What a guest answers is its
 us, and every row becomes a value here.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
 from vmcraft.bus.connection import REPLY_LIMIT_S, Connection
 from vmcraft.bus.interface import Interface, Method, Property, Signal, Variant, value, variant
@@ -296,6 +296,24 @@ class Unit(Interface):
     TRIGGERS = Property("Triggers", "as")
     TRIGGERED_BY = Property("TriggeredBy", "as")
 
+    LINKS: ClassVar[Mapping[str, Property]] = {
+        "requires": REQUIRES,
+        "requisite": REQUISITE,
+        "wants": WANTS,
+        "binds_to": BINDS_TO,
+        "part_of": PART_OF,
+        "upholds": UPHOLDS,
+        "conflicts": CONFLICTS,
+        "after": AFTER,
+        "before": BEFORE,
+        "required_by": REQUIRED_BY,
+        "wanted_by": WANTED_BY,
+        "bound_by": BOUND_BY,
+        "triggers": TRIGGERS,
+        "triggered_by": TRIGGERED_BY,
+    }
+    """Field of UnitLinks to the property that holds it."""
+
     def __init__(self, connection: Connection, path: str) -> None:
         super().__init__(connection, BUS_NAME, path)
 
@@ -337,22 +355,7 @@ class Unit(Interface):
     async def links(self) -> UnitLinks:
         """The unit's dependencies of every kind."""
         rows = await self.get_all()
-        return UnitLinks(
-            requires=_names(value(rows, self.REQUIRES, [])),
-            requisite=_names(value(rows, self.REQUISITE, [])),
-            wants=_names(value(rows, self.WANTS, [])),
-            binds_to=_names(value(rows, self.BINDS_TO, [])),
-            part_of=_names(value(rows, self.PART_OF, [])),
-            upholds=_names(value(rows, self.UPHOLDS, [])),
-            conflicts=_names(value(rows, self.CONFLICTS, [])),
-            after=_names(value(rows, self.AFTER, [])),
-            before=_names(value(rows, self.BEFORE, [])),
-            required_by=_names(value(rows, self.REQUIRED_BY, [])),
-            wanted_by=_names(value(rows, self.WANTED_BY, [])),
-            bound_by=_names(value(rows, self.BOUND_BY, [])),
-            triggers=_names(value(rows, self.TRIGGERS, [])),
-            triggered_by=_names(value(rows, self.TRIGGERED_BY, [])),
-        )
+        return UnitLinks(**{name: _names(value(rows, prop, [])) for name, prop in self.LINKS.items()})
 
 
 class Service(Interface):

@@ -12,7 +12,6 @@ from vmcraft.model.outcome import Outcome
 from vmcraft.model.services import (
     ActiveState,
     BulkOutcome,
-    Dependencies,
     LogLine,
     NamedOutcome,
     PresetApplied,
@@ -20,6 +19,7 @@ from vmcraft.model.services import (
     ServiceRun,
     ServiceStatus,
 )
+from vmcraft.model.units import Dependencies
 
 Run = Callable[[argparse.Namespace, Output], Awaitable[ExitCode]]
 _STYLES = {ActiveState.FAILED: "red", ActiveState.ACTIVE: "green", ActiveState.ACTIVATING: "yellow"}

@@ -12,7 +12,6 @@ from vmcraft.guest.boot import BOOT_LIMIT_S
 from vmcraft.managers.services import SystemdManager
 from vmcraft.model.services import (
     BulkOutcome,
-    Dependencies,
     Enablement,
     ManagerReloaded,
     PresetApplied,
@@ -20,6 +19,7 @@ from vmcraft.model.services import (
     ServiceRun,
     ServiceStatus,
 )
+from vmcraft.model.units import Dependencies
 
 
 class BlockingSystemdManager:

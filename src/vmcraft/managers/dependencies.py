@@ -1,9 +1,11 @@
 """The unit graph, read live: what a unit needs and who needs it, what does not exist, and which failure came first."""
 
+import dataclasses
+
 from vmcraft.errors import BusError
 from vmcraft.guest.guest import Guest
-from vmcraft.model.services import ActiveState, Dependencies, LoadState
-from vmcraft.model.units import UnitLinks
+from vmcraft.model.services import ActiveState, LoadState
+from vmcraft.model.units import Dependencies, UnitLinks
 
 _DEPTH_LIMIT = 16
 _UNITS_LIMIT = 200
@@ -25,23 +27,8 @@ async def dependencies(guest: Guest, unit: str) -> Dependencies:
         links.triggers,
     )
     named = sorted({name for names in forward for name in names})
-    return Dependencies(
-        requires=links.requires,
-        requisite=links.requisite,
-        wants=links.wants,
-        binds_to=links.binds_to,
-        part_of=links.part_of,
-        upholds=links.upholds,
-        conflicts=links.conflicts,
-        after=links.after,
-        before=links.before,
-        required_by=links.required_by,
-        wanted_by=links.wanted_by,
-        bound_by=links.bound_by,
-        triggers=links.triggers,
-        triggered_by=links.triggered_by,
-        missing=await _missing(guest, named),
-    )
+    lists = {field.name: getattr(links, field.name) for field in dataclasses.fields(links)}
+    return Dependencies(**lists, missing=await _missing(guest, named))
 
 
 async def _missing(guest: Guest, names: list[str]) -> tuple[str, ...]:

@@ -29,7 +29,6 @@ from vmcraft.model.expect import expect
 from vmcraft.model.services import (
     ActiveState,
     BulkOutcome,
-    Dependencies,
     Enablement,
     LoadState,
     ManagerReloaded,
@@ -39,6 +38,7 @@ from vmcraft.model.services import (
     ServiceStatus,
     UnitFileState,
 )
+from vmcraft.model.units import Dependencies
 
 BROKEN = frozenset({LoadState.NOT_FOUND, LoadState.BAD_SETTING, LoadState.ERROR})
 

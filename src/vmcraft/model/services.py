@@ -206,32 +206,6 @@ class ServiceRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Dependencies:
-    """A unit's dependencies as the live manager has them, names sorted.
-
-    Attributes:
-        missing: Those named in any of the lists that do not exist in the guest.
-        upholds: Always empty below systemd 249, which does not have it.
-    """
-
-    requires: tuple[str, ...]
-    requisite: tuple[str, ...]
-    wants: tuple[str, ...]
-    binds_to: tuple[str, ...]
-    part_of: tuple[str, ...]
-    upholds: tuple[str, ...]
-    conflicts: tuple[str, ...]
-    after: tuple[str, ...]
-    before: tuple[str, ...]
-    required_by: tuple[str, ...]
-    wanted_by: tuple[str, ...]
-    bound_by: tuple[str, ...]
-    triggers: tuple[str, ...]
-    triggered_by: tuple[str, ...]
-    missing: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ManagerReloaded:
     """What a reload of the manager changed for the worse.
 

@@ -127,3 +127,14 @@ class UnitLinks:
     bound_by: tuple[str, ...]
     triggers: tuple[str, ...]
     triggered_by: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dependencies(UnitLinks):
+    """A unit's dependencies as the live manager has them, names sorted.
+
+    Attributes:
+        missing: Those named in any of the lists that do not exist in the guest.
+    """
+
+    missing: tuple[str, ...]
