@@ -326,3 +326,16 @@ async def test_two_launches_at_once_are_one_and_nothing_works_after_the_end() ->
     with pytest.raises(NotLaunched, match="closed"):
         await transaction.diff()
     assert leaks.found() == []
+
+
+async def test_unit_that_would_wait_for_a_network_does_not_hold_up_the_boot(root: GuestRoot) -> None:
+    """Enabled on the source, systemd-networkd-wait-online would hang every boot without a card for two minutes."""
+    async with Transaction.open(root.path) as transaction:
+        await transaction.services.service_enable("systemd-networkd")
+    async with Transaction.open(root.path, readonly=True, boot_limit=60) as transaction:
+        launched = transaction.guest.launched
+        assert launched.finished_s is not None
+        assert launched.finished_s < 30
+        wait = await transaction.services.service_status("systemd-networkd-wait-online")
+        assert (wait.held_back, wait.active, wait.unit_file_state) == (True, "inactive", "enabled")
+        assert (await transaction.services.service_status("systemd-networkd")).unit_file_state == "enabled"

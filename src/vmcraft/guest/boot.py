@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 import anyio
 
 from vmcraft.bus import machine1
-from vmcraft.errors import BootFailed, CannotMapIds, GuestGone, first_error
+from vmcraft.errors import BootFailed, BusError, CannotMapIds, GuestGone, first_error
 from vmcraft.guest.attach import attached
 from vmcraft.guest.console import Console, console
 from vmcraft.guest.enter import SYSTEM_BUS, Leader, NotThere, connect_inside
@@ -30,6 +30,7 @@ from vmcraft.model.services import JobResult
 BOOT_LIMIT_S = 120.0
 BUS_PATIENCE_S = 2.0
 """How long after READY the guest's system bus may take to appear before systemd's private socket is used."""
+_DOCTOR = "vmcraft doctor says what this host lacks"
 
 
 @contextlib.asynccontextmanager
@@ -174,7 +175,10 @@ class Start:
             fds=handed_on,
         )
         what = f"the start of {unit.unit}"
-        self._result = await self._host.jobs.run(request, what=what, limit=float("inf"), cancel=False)
+        try:
+            self._result = await self._host.jobs.run(request, what=what, limit=float("inf"), cancel=False)
+        except BusError as error:
+            raise BootFailed(f"the host's systemd does not start the guest: {error}", remedy=_DOCTOR) from error
         if self._result is JobResult.DONE:
             self.ready_s = time.monotonic() - self.began
 
@@ -200,4 +204,4 @@ class Start:
         how = (
             f"its unit's start ended as {self._result}" if self._result else f"it did not start within {boot_limit:g} s"
         )
-        raise BootFailed(f"the guest did not boot: {how}" + (f"; it printed:\n{said}" if said else ""))
+        raise BootFailed(f"the guest did not boot: {how}" + (f"; it printed:\n{said}" if said else ""), remedy=_DOCTOR)
