@@ -24,7 +24,21 @@ def found() -> list[str]:
     left += _lines(["systemctl", "list-units", "--all", "--plain", "--no-legend", "vmcraft-guest-*", "vmcraft-lease-*"])
     left += [line for line in _lines(["machinectl", "list", "--no-legend"]) if line.startswith("vmcraft-")]
     left += [path for path in _cgroups() if "vmcraft-" in path.rpartition("/")[2]]
-    return left
+    others = _in_use_by_others()
+    return [line for line in left if not any(machine in line for machine in others)]
+
+
+def _in_use_by_others() -> set[str]:
+    """Machines whose directory another living process holds: somebody else uses VMCraft on this host, too."""
+    holders = {}
+    with open("/proc/locks", encoding="ascii") as table:
+        for line in table:
+            words = line.split()
+            if words[1] == "FLOCK":
+                holders[int(words[5].rpartition(":")[2])] = int(words[4])
+    guests = STATE / "guests"
+    machines = list(guests.iterdir()) if guests.is_dir() else []
+    return {path.name for path in machines if holders.get(path.stat().st_ino, os.getpid()) != os.getpid()}
 
 
 def _lines(argv: list[str]) -> list[str]:

@@ -16,6 +16,8 @@ from scripts.benchmarks.page import page
 from scripts.benchmarks.places import Roots
 
 import guest_roots
+from vmcraft.host.host_bus import host_bus
+from vmcraft.host.sweep import sweep
 
 PAGE = guest_roots.CHECKOUT / "docs" / "performance.md"
 
@@ -59,6 +61,12 @@ async def measure(parts: Sequence[str], amount: Amount) -> list[Section]:
         return sections
 
 
+async def leftovers() -> tuple[str, ...]:
+    """Guests without an owner: there must be none after a benchmark."""
+    async with host_bus() as host:
+        return (await sweep(host)).guests
+
+
 def main() -> int:
     """Measure, write or print; 0 also where a goal is missed: the page says it."""
     parser = argparse.ArgumentParser(
@@ -77,6 +85,9 @@ def main() -> int:
     begin = time.monotonic()
     with places.alone():
         sections = anyio.run(measure, parts, QUICK if arguments.quick else WHOLE)
+    if left := anyio.run(leftovers):
+        print(f"bench: guests were left behind, now removed: {', '.join(left)}", file=sys.stderr)
+        return 1
     options = " --quick" * arguments.quick + "".join(f" --part {part}" for part in arguments.part or ())
     text = page(sections, command=f"scripts/bench{options}", load=load, took=time.monotonic() - begin)
     target = arguments.output or (None if options else PAGE)

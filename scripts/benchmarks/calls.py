@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from scripts.benchmarks.places import RESTARTED
+
 from vmcraft.bus.interface import Method
 from vmcraft.facade.calls import AsyncVMCraft
 from vmcraft.managers.jobs import SETTLE_S
@@ -64,11 +66,11 @@ def settled(answer: object) -> float:
 
 
 async def _stop(life: Life) -> Any:
-    return await life.g.systemd_service_stop("st-disabled")
+    return await life.g.systemd_service_stop(RESTARTED)
 
 
 async def _start(life: Life) -> Any:
-    return await life.g.systemd_service_start("st-disabled")
+    return await life.g.systemd_service_start(RESTARTED)
 
 
 async def _disable(life: Life) -> Any:
@@ -93,12 +95,12 @@ async def _against_preset(life: Life) -> Any:
 
 
 CASES = (
-    Case(call="service_start", ask=_start, words=("start", "st-disabled"), before=_stop, cheap=False),
-    Case(call="service_stop", ask=_stop, words=("stop", "st-disabled"), before=_start, cheap=False),
+    Case(call="service_start", ask=_start, words=("start", RESTARTED), before=_stop, cheap=False),
+    Case(call="service_stop", ask=_stop, words=("stop", RESTARTED), before=_start, cheap=False),
     Case(
         call="service_restart",
-        ask=lambda life: life.g.systemd_service_restart("st-disabled"),
-        words=("restart", "st-disabled"),
+        ask=lambda life: life.g.systemd_service_restart(RESTARTED),
+        words=("restart", RESTARTED),
         before=_start,
         cheap=False,
     ),
@@ -183,7 +185,7 @@ async def reset(life: Life) -> None:
     """After all fifteen in a row: as before them, so that the next row changes the same."""
     await life.unmask()
     await life.g.systemd_service_enable("st-vendor-off")
-    await life.g.systemd_service_stop("st-disabled")
+    await life.g.systemd_service_stop(RESTARTED)
     await life.g.systemd_daemon_reload()
 
 

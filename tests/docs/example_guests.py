@@ -9,6 +9,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -94,6 +95,7 @@ _HANGS = {
 }
 
 Files = Mapping[str, str]
+_PLANTING = threading.Lock()
 
 
 def _from_vmware() -> tuple[Files, Files]:
@@ -150,12 +152,13 @@ def _planted(name: str) -> Path:
     source = guest_roots.base(suite)
     digest = hashlib.sha256(repr((source.name, sorted(files.items()), sorted(links.items()))).encode()).hexdigest()
     target = guest_roots.CACHE / "planted" / f"docs-{suite}-{digest[:12]}"
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_suffix(f".{os.getpid()}")
-        subprocess.run(["cp", "-a", "--reflink=auto", str(source), str(partial)], check=True)
-        _plant(partial, files, links)
-        partial.rename(target)
+    with _PLANTING:
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_suffix(f".{os.getpid()}")
+            subprocess.run(["cp", "-a", "--reflink=auto", str(source), str(partial)], check=True)
+            _plant(partial, files, links)
+            partial.rename(target)
     return target
 
 

@@ -11,11 +11,12 @@ The conventions, which CONTRIBUTING.md need not repeat since a document that bre
   own guests. The guests are those of example_guests.py, at /srv/guests, a path that is replaced when they run.
 """
 
+import itertools
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +69,11 @@ class Section:
     def __str__(self) -> str:
         name = self.document.rpartition("/")[2].removesuffix(".md").removeprefix("SYSTEMD_")
         return f"{name}: {self.heading}"
+
+    @property
+    def host_wide(self) -> bool:
+        """Whether its commands see the guests of all others on this host."""
+        return any(re.match(r"\$ vmcraft (?:sweep|recover)\b", line) for block in self.blocks for line in block.lines)
 
     def guests(self) -> list[str]:
         """The guests that its blocks name, or all of the usual ones where they name their directory."""
@@ -209,16 +215,27 @@ def _environment() -> dict[str, str]:
 def _compared(shown: Sequence[str], printed: str, place: Path) -> list[str]:
     lines = printed.replace(str(place), example_guests.PLACE).splitlines()
     # Guests of others on this host are no concern of an example.
-    wanted, found = ([_stable(line) for line in some if not _IN_USE.match(line)] for some in (shown, lines))
+    wanted, found = (_stable(line for line in some if not _IN_USE.match(line)) for some in (shown, lines))
     if _matches(wanted, found):
         return []
     return ["printed is\n" + "\n".join(lines) + "\nand shown is\n" + "\n".join(shown)]
 
 
-def _stable(line: str) -> str:
-    for pattern, word in _UNSTABLE:
-        line = pattern.sub(word, line)
-    return line.rstrip()
+def _stable(lines: Iterable[str]) -> list[str]:
+    """The lines without what differs from run to run, and log lines that stand together sorted.
+
+    A journal keeps what a service prints and what systemd says about it in the order in which they arrive.
+    """
+    stable = []
+    for line in lines:
+        for pattern, word in _UNSTABLE:
+            line = pattern.sub(word, line)
+        stable.append(line.rstrip())
+    return [
+        line
+        for logged, together in itertools.groupby(stable, lambda line: line.startswith("  CLOCK "))
+        for line in (sorted(together) if logged else together)
+    ]
 
 
 def _matches(wanted: Sequence[str], found: Sequence[str]) -> bool:
