@@ -84,7 +84,7 @@ def at_most(what: str, measured: float, limit: float, unit: str = "") -> Goal:
 
 def at_least(what: str, measured: float, limit: float, unit: str = "") -> Goal:
     """A goal that is kept by a large figure."""
-    return Goal(what=what, limit=f">= {limit:g}{unit}", measured=f"{measured:.1f}{unit}", passed=measured >= limit)
+    return Goal(what=what, limit=f">= {limit:g}{unit}", measured=f"{measured:.2f}{unit}", passed=measured >= limit)
 
 
 def goals_table(goals: Sequence[Goal]) -> Table:
