@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import select
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -44,9 +45,9 @@ while True:
 class Lab:
     """The script with a state directory of our own, so that the shared lab is not disturbed."""
 
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path, script: str = SCRIPT) -> None:
         self.state = state
-        self.prefix = [SCRIPT, "--state", str(state)]
+        self.prefix = [script, "--state", str(state)]
 
     def __call__(
         self, *arguments: str, stdin: str = "", env: dict[str, str] | None = None
@@ -75,6 +76,16 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     lab = Lab(tmp_path_factory.mktemp("lab"))
     yield lab
     assert lab("stop").returncode == 0
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of what the script needs of its checkout, to be changed."""
+    scripts = Path(SCRIPT).parent
+    copy = tmp_path / "a checkout" / "scripts"
+    shutil.copytree(scripts / "labhost", copy / "labhost", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(scripts / "lab", copy)
+    return copy.parent
 
 
 def traces(record: dict[str, Any], state: Path, files: str = "no files") -> dict[str, list[str]]:
@@ -456,6 +467,28 @@ def test_a_stale_lab_is_replaced_unless_somebody_uses_it(lab: Lab) -> None:
 
 
 @needs_lab
+@pytest.mark.parametrize("file", ["lab", "labhost/__init__.py", "labhost/loops.py"])
+def test_a_change_of_any_file_of_the_script_makes_the_lab_stale(lab: Lab, checkout: Path, file: str) -> None:
+    lab("start")
+    changed = Lab(lab.state, str(checkout / "scripts" / "lab"))
+    assert "stale" not in changed("status").stdout
+    with (checkout / "scripts" / file).open("a") as text:
+        text.write("# changed\n")
+    assert "stale: it was started by another version" in changed("status").stdout
+
+
+@needs_lab
+def test_a_lab_of_an_older_version_that_wrote_down_less_is_ended_in_order(lab: Lab) -> None:
+    lab("start")
+    record = lab.record()
+    older = {key: record[key] for key in ("nspawn", "leader", "boot_id", "root")}
+    (lab.state / "lab.json").write_text(json.dumps(older))
+    assert "another version" in lab("start").stderr
+    assert lab.record()["leader"] != record["leader"]
+    assert found(traces(record, lab.state)) == {"cgroups", "nspawn", "processes"}  # the new one's
+
+
+@needs_lab
 def test_a_machine_with_nothing_but_cgroup_v2(tmp_path: Path) -> None:
     lab = Lab(tmp_path)
     command = f"{SCRIPT} --state {tmp_path}"
@@ -494,3 +527,12 @@ def test_help_names_every_command_and_what_it_changes_on_the_machine() -> None:
     assert [
         word for word in ("run", "shell", "start", "status", "stop", "--root", "--state", "inotify") if word not in text
     ] == []
+
+
+def test_is_called_through_a_symlink_from_anywhere_and_leaves_no_compiled_files(tmp_path: Path, checkout: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(checkout / "scripts" / "lab")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    for directory in ("/", str(tmp_path)):
+        subprocess.run([link, "--help"], cwd=directory, env=environment, check=True, capture_output=True)
+    assert [path for path in checkout.rglob("*") if path.name == "__pycache__" or path.suffix == ".pyc"] == []
