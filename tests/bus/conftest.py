@@ -13,8 +13,9 @@ import anyio
 import pytest
 from dbus_fast import Message, MessageType
 
-from vmcraft.bus import wire
-from vmcraft.bus.connection import Connection, Limits, unix_connector
+from vmcraft.bus.connection import Connection, unix_connector
+from vmcraft.bus.message import Received, decode, frame_size
+from vmcraft.bus.transport import Limits
 
 CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
@@ -144,12 +145,12 @@ class Client:
             self._read += self._more()
         self._read = self._read.partition(b"BEGIN\r\n")[2]
 
-    def read_call(self) -> wire.Received:
+    def read_call(self) -> Received:
         while True:
-            size = wire.frame_size(self._read, 1 << 27)
+            size = frame_size(self._read, 1 << 27)
             if size is not None and len(self._read) >= size:
                 whole, self._read = self._read[:size], self._read[size:]
-                return wire.decode(whole)
+                return decode(whole)
             self._read += self._more()
 
     def send(self, data: bytes) -> None:

@@ -13,7 +13,7 @@ from dbus_fast import Message
 from dbus_fast.aio import MessageBus
 
 from bus.conftest import Daemon, Echo
-from vmcraft.bus.connection import BUS, BUS_PATH, Connection, Limits, SignalMessage, unix_connector
+from vmcraft.bus.connection import Connection, unix_connector
 from vmcraft.bus.interface import (
     Interface,
     Method,
@@ -24,6 +24,9 @@ from vmcraft.bus.interface import (
     value,
     variant,
 )
+from vmcraft.bus.names import BUS, BUS_PATH
+from vmcraft.bus.signals import SignalMessage
+from vmcraft.bus.transport import Limits
 from vmcraft.errors import (
     BusError,
     ConnectionLost,
@@ -240,7 +243,7 @@ async def test_names_that_would_end_our_own_connection_are_not_sent(bus: Connect
             member=names["member"],
         )
     with pytest.raises(InvalidName):
-        async with bus.on_signal(
+        async with bus.signals.on(
             sender=names["destination"],
             path=names["path"],
             interface=names["interface"],
@@ -272,7 +275,7 @@ async def test_calls_in_flight_are_capped(daemon: Daemon, echo: Echo) -> None:
         for _ in range(10):
             tasks.start_soon(Example(connection).call, Example.HANG)
         await anyio.wait_all_tasks_blocked()
-        assert len(connection._pending) == 3
+        assert len(connection._replies._pending) == 3
         tasks.cancel_scope.cancel()
 
 
@@ -283,10 +286,10 @@ async def test_cancelled_calls_leave_nothing_and_their_late_replies_are_dropped(
             tasks.start_soon(example.call, Example.ECHO_TEXT, str(number))
             await anyio.lowlevel.checkpoint()
             tasks.cancel_scope.cancel()
-    assert connection._pending == {}
+    assert connection._replies._pending == {}
     assert await example.call(Example.ECHO_TEXT, "after") == "after"
     # A reply to each came before that one, and none was a stranger.
-    assert connection._abandoned == {}
+    assert connection._replies._abandoned == {}
     assert connection._transport is not None
     assert connection._transport._unasked._replies == 0
 
@@ -294,7 +297,7 @@ async def test_cancelled_calls_leave_nothing_and_their_late_replies_are_dropped(
 async def test_time_limit_says_what_did_not_answer(example: Example) -> None:
     with pytest.raises(ReplyTimedOut, match=r"org\.example\.Echo\.Hang within 0\.05 s"):
         await example.call(Example.HANG, limit=0.05)
-    assert example.connection._pending == {}
+    assert example.connection._replies._pending == {}
     assert await example.call(Example.ECHO_TEXT, "a") == "a"
 
 
@@ -303,7 +306,7 @@ async def test_abandoned_calls_are_bounded(daemon: Daemon, echo: Echo) -> None:
         for _ in range(9):
             with pytest.raises(ReplyTimedOut):
                 await Example(connection).call(Example.HANG, limit=0)
-        assert len(connection._abandoned) == 5
+        assert len(connection._replies._abandoned) == 5
 
 
 # Descriptors
@@ -324,6 +327,28 @@ async def test_descriptors_arrive_and_none_is_left_here(example: Example) -> Non
         finally:
             for fd in fds:
                 os.close(fd)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_a_late_reply_finds_the_callers_descriptors_closed_and_their_numbers_used_again(example: Example) -> None:
+    connection = example.connection
+    before = len(os.listdir("/proc/self/fd"))
+    reader, writer = os.pipe()
+    # The service answers when the pipe ends: after the call was given up.
+    with anyio.move_on_after(0.05):
+        await example.call(Example.READ, [0], fds=[reader])
+    os.close(reader)
+    again = os.open(os.devnull, os.O_RDONLY)
+    assert again == reader
+    # The message's own descriptor arrived all the same: the pipe has a reader still.
+    os.write(writer, b"late")
+    os.close(writer)
+    assert await example.call(Example.ECHO_TEXT, "after") == "after"
+    assert os.path.samestat(os.fstat(again), os.stat(os.devnull))
+    os.close(again)
+    assert (connection._replies._pending, connection._replies._abandoned) == ({}, {})
+    assert connection._transport is not None
+    assert connection._transport._unasked._replies == 0
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -384,7 +409,7 @@ async def test_only_the_path_and_signature_asked_for(example: Example) -> None:
     seen: list[SignalMessage] = []
 
     def on(path: str | None, carries: str) -> Any:
-        return example.connection.on_signal(
+        return example.connection.signals.on(
             sender=NAME, path=path, interface=NAME, member="Changed", carries=carries, handler=seen.append
         )
 
@@ -400,9 +425,9 @@ async def test_match_rules_are_given_back_with_their_last_user(example: Example)
         async with example.on(Example.CHANGED, seen.append):
             await example.call(Example.SIGNAL, "two")
         await example.call(Example.SIGNAL, "one")
-        assert len(connection._matches) == 2
+        assert len(connection.signals._matches) == 2
     assert seen == ["two", "two", "one"]
-    assert (connection._matches, connection._owners) == ({}, {})
+    assert (connection.signals._matches, connection.signals._owners) == ({}, {})
 
 
 async def test_match_rule_is_given_back_when_the_block_is_cancelled(example: Example) -> None:
@@ -410,7 +435,7 @@ async def test_match_rule_is_given_back_when_the_block_is_cancelled(example: Exa
         async with example.on(Example.CHANGED, print):
             scope.cancel()
             await anyio.lowlevel.checkpoint()
-    assert example.connection._matches == {}
+    assert example.connection.signals._matches == {}
 
 
 async def test_handler_that_raises_is_reported_and_the_others_run(example: Example) -> None:
@@ -475,7 +500,7 @@ async def test_calls_in_flight_fail_when_the_bus_ends_and_are_not_sent_again(exa
     assert len(failed) == 100
     # 64 had been sent; the rest waited for their turn and found no bus.
     assert sum("Hang had not been answered" in text for text in failed) == 64
-    assert example.connection._pending == {}
+    assert example.connection._replies._pending == {}
 
 
 async def test_failed_hook_fails_the_reconnect_and_the_next_call_tries_again(daemon: Daemon) -> None:

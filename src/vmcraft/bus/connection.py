@@ -1,111 +1,33 @@
 """One connection to a bus, the host's or a hostile guest's, or to systemd's private socket: calls, signals, reconnects.
 
-It knows calls, replies, match rules and who owns which name. Bytes, limits on a flood and the end of a socket are the
-transport's; what the members of an interface are called is written down with `interface`.
+It knows how it is opened, and opened again, and how a call goes out. Which reply is whose is left to `replies`, who
+listens to what to `signals`; bytes, limits on a flood and the end of a socket are the transport's.
 
 Two orders hold. Signal handlers run in wire order, inside the reader, before a task that awaits a reply resumes. After
 a reconnect, match rules and hooks are in place before any other call is sent; a call that was in flight when the
 connection ended is never sent again, since it may have had its effect.
 """
 
-import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import (
-    AbstractAsyncContextManager,
-    AsyncExitStack,
-    ExitStack,
-    asynccontextmanager,
-    contextmanager,
-    nullcontext,
-    suppress,
-)
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any, Final, Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import anyio
 from dbus_fast import Message
 from dbus_fast.errors import DBusFastError
 from dbus_fast.signature import get_signature_tree
 
+from vmcraft.bus.message import Kind, Received
+from vmcraft.bus.names import BUS, BUS_PATH, check_names
+from vmcraft.bus.replies import Replies
+from vmcraft.bus.signals import Signals
 from vmcraft.bus.transport import REPLY_LIMIT_S, Limits, Transport
-from vmcraft.bus.wire import (
-    Kind,
-    Received,
-    SignatureMismatchError,
-    is_bus_name,
-    is_interface,
-    is_member,
-    is_path,
-)
-from vmcraft.errors import (
-    BusError,
-    ConnectionLost,
-    InvalidName,
-    InvalidValue,
-    ReplyMalformed,
-    ReplyTimedOut,
-    VMCraftError,
-)
-from vmcraft.model.printable import quoted
-
-__all__ = ["REPLY_LIMIT_S", "Connection", "Connector", "Limits", "SignalMessage", "unix_connector"]
+from vmcraft.errors import ConnectionLost, InvalidValue, ReplyMalformed, ReplyTimedOut, VMCraftError
 
 Connector: TypeAlias = Callable[[], Awaitable[socket.socket]]
 """Makes a connected stream socket; called once for each (re)connect."""
-
-BUS: Final = "org.freedesktop.DBus"
-BUS_PATH: Final = "/org/freedesktop/DBus"
-_ERROR: Final = "org.freedesktop.DBus.Error."
-# The call had been delivered, or may have been, when these came.
-_RECIPIENT_LEFT = frozenset({_ERROR + "NoReply", _ERROR + "Disconnected"})
-_NO_ANSWER_IN_TIME = frozenset({_ERROR + "Timeout", _ERROR + "TimedOut"})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SignalMessage:
-    """One received signal.
-
-    Attributes:
-        sender: Unique name of the sender; on systemd's private socket whatever the peer wrote, or None.
-        path: Object that emitted it.
-        interface: Its interface.
-        member: Its name.
-        body: The decoded values, of the signature that was asked for.
-    """
-
-    sender: str | None
-    path: str
-    interface: str
-    member: str
-    body: list[Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Subscription:
-    sender: str
-    path: str | None
-    carries: str
-    handler: Callable[[SignalMessage], None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Pending:
-    """A call that waits; errors are handed over as values, so that nobody has to retrieve those of cancelled calls."""
-
-    member: str
-    gives: str
-    reply: asyncio.Future[list[Any] | VMCraftError]
-
-
-@dataclass(slots=True)
-class _Match:
-    """A match rule that the bus has from us; `watches` is the name whose owner it follows."""
-
-    watches: str | None
-    users: int = 0
-
 
 # Which opening a task belongs to: its own calls (Hello, match rules, hooks) must not wait for that opening. Signal
 # handlers and tasks that they start inherit it from the reader; so it counts only while that very opening goes on.
@@ -119,6 +41,7 @@ class Connection:
         generation: Grows with each (re)connect; callers drop what they cached when it changes.
         message_bus: Whether there is a bus between us and the services; False on systemd's private socket.
         peer: Who is at the other end, for messages.
+        signals: What it listens to.
         unique_name: Our name on the bus; None before Hello and on a private socket.
     """
 
@@ -147,23 +70,19 @@ class Connection:
         self._connector = connector
         self._uid = uid
         self._limits = limits or Limits()
+        self.signals = Signals(
+            self._ask_bus, message_bus=message_bus, lost=lambda: self.lost, release_s=self._limits.release_s
+        )
         self._transport: Transport | None = None
         self._ready = False
         self._opener: object | None = None
         # Why it will never be opened again: closed by us, or the peer is hostile.
         self._over: VMCraftError | None = None
         self._serial = 0
-        self._pending: dict[int, _Pending] = {}
-        # Serials whose late replies are dropped; a dict, because it keeps the order and the oldest go first.
-        self._abandoned: dict[int, None] = {}
+        self._replies = Replies(peer, abandoned_calls=self._limits.abandoned_calls)
         self._hooks: list[Callable[[Connection], Awaitable[None]]] = []
         self._when_lost: list[Callable[[], None]] = []
-        self._subscriptions: dict[tuple[str, str], list[_Subscription]] = {}
-        self._matches: dict[str, _Match] = {}
-        # Who owns the watched names now; None: nobody.
-        self._owners: dict[str, str | None] = {}
         self._gate = anyio.Lock(fast_acquire=True)
-        self._matching = anyio.Lock(fast_acquire=True)
         self._slots = anyio.Semaphore(self._limits.calls_in_flight, fast_acquire=True)
 
     async def __aenter__(self) -> Self:
@@ -249,7 +168,7 @@ class Connection:
             ReplyMalformed: The reply has another signature, or the peer broke the protocol.
             ConnectionLost: The connection, or the service, ended before the reply came.
         """
-        _check_names(destination, path, interface, member)
+        check_names(destination, path, interface, member)
         self._serial = self._serial % 0xFFFFFFFF + 1
         serial, called = self._serial, f"{interface}.{member}"
         message = Message(
@@ -263,12 +182,11 @@ class Connection:
             unix_fds=list(fds),
         )
         frame = self._marshal(message, called)
-        reply: asyncio.Future[list[Any] | VMCraftError] = asyncio.get_running_loop().create_future()
         inside = self._opener is not None and _opening.get() is self._opener
         slot: AbstractAsyncContextManager[Any] = nullcontext() if inside else self._slots
         async with slot:
             transport = self._transport if inside and self._transport is not None else await self._opened()
-            self._pending[serial] = _Pending(called, gives, reply)
+            reply = self._replies.expect(serial, called, gives)
             try:
                 transport.send(frame, fds)
                 with anyio.fail_after(limit):
@@ -276,48 +194,10 @@ class Connection:
             except TimeoutError:
                 raise ReplyTimedOut(f"{self.peer} did not answer {called} within {limit:g} s") from None
             finally:
-                if self._pending.pop(serial, None) is not None:
-                    self._abandon(serial)
+                self._replies.drop(serial)
         if isinstance(answer, VMCraftError):
             raise answer
         return answer
-
-    @asynccontextmanager
-    async def on_signal(
-        self,
-        *,
-        sender: str,
-        path: str | None = None,
-        interface: str,
-        member: str,
-        carries: str,
-        handler: Callable[[SignalMessage], None],
-    ) -> AsyncIterator[None]:
-        """Have `handler` called for each such signal while the block runs.
-
-        Signals of another sender than the owner of that name do not come through, whatever they claim; nor do those of
-        another signature than `carries`. On a private socket all signals are the peer's.
-
-        Args:
-            sender: Well-known or unique name.
-            path: Only this object's; None for any.
-            interface: Interface.
-            member: Signal.
-            carries: Signature of its values.
-            handler: Synchronous; its errors go to the event loop's exception handler.
-        """
-        _check_names(sender, path or "/", interface, member)
-        rule = f"type='signal',sender='{sender}',interface='{interface}',member='{member}'"
-        if path is not None:
-            rule += f",path='{path}'"
-        subscription = _Subscription(sender=sender, path=path, carries=carries, handler=handler)
-        async with self._matched(rule, sender):
-            table = self._subscriptions.setdefault((interface, member), [])
-            table.append(subscription)
-            try:
-                yield
-            finally:
-                table.remove(subscription)
 
     # Opening
 
@@ -374,10 +254,7 @@ class Connection:
         await transport.authenticate(self._uid)
         if self.message_bus:
             [self.unique_name] = await self._ask_bus("Hello", gives="s")
-            for rule, match in tuple(self._matches.items()):
-                await self._ask_bus("AddMatch", rule)
-                if match.watches is not None:
-                    await self._learn_owner(match.watches)
+            await self.signals.restore()
         self.generation += 1
         return transport
 
@@ -395,15 +272,10 @@ class Connection:
     def _on_closed(self, reason: VMCraftError) -> None:
         self._ready = False
         self.unique_name = None
-        hostile = isinstance(reason, ReplyMalformed)
-        if hostile and self._over is None:
+        if isinstance(reason, ReplyMalformed) and self._over is None:
             self._over = reason
-        waiting, self._pending = self._pending, {}
-        self._abandoned.clear()
-        self._owners.clear()
-        for call in waiting.values():
-            text = f"{reason.text}; {call.member} had not been answered"
-            _settle(call, ReplyMalformed(text) if hostile else ConnectionLost(text))
+        self._replies.fail_all(reason)
+        self.signals.forget_owners()
         for tell in tuple(self._when_lost):
             tell()
 
@@ -420,159 +292,13 @@ class Connection:
             raise InvalidValue(f"the arguments of {called} have {len(frame)} bytes, more than a message may have")
         return frame
 
-    def _abandon(self, serial: int) -> None:
-        """Remember a call that nobody waits for any more, so that its reply is no surprise."""
-        self._abandoned[serial] = None
-        if len(self._abandoned) > self._limits.abandoned_calls:
-            del self._abandoned[next(iter(self._abandoned))]
-
     def _on_message(self, message: Received) -> bool:
         if message.kind in (Kind.RETURN, Kind.ERROR):
-            return self._on_reply(message)
+            return self._replies.received(message)
         if message.kind is Kind.SIGNAL:
-            self._on_signal(message)
+            self.signals.received(message)
         # Calls to us are not answered: we offer nothing, and a peer must not be able to make us write.
         return False
-
-    def _on_reply(self, message: Received) -> bool:
-        """Answers whether this is the reply to a call of ours."""
-        serial = message.reply_serial
-        call = self._pending.get(serial)
-        if call is not None:
-            # Decoded before the entry goes: a body that breaks the protocol must still fail this call.
-            _settle(call, self._answer(message, call))
-            del self._pending[serial]
-            return True
-        if serial in self._abandoned:
-            del self._abandoned[serial]
-            return True
-        return False
-
-    def _answer(self, message: Received, call: _Pending) -> list[Any] | VMCraftError:
-        if message.kind is Kind.ERROR:
-            return self._failure(message, call)
-        try:
-            return message.body(call.gives)
-        except SignatureMismatchError as error:
-            return ReplyMalformed(f"{self.peer} answered {call.member} with the {error}")
-
-    def _failure(self, message: Received, call: _Pending) -> VMCraftError:
-        name, said = message.error_name or "", ""
-        # An error may come without a text, or with something else in its place.
-        if message.signature.startswith("s"):
-            said = message.body(message.signature)[0]
-        if name in _RECIPIENT_LEFT:
-            return ConnectionLost(f"{call.member}: the service ended before it answered: {quoted(said)}")
-        if name in _NO_ANSWER_IN_TIME:
-            return ReplyTimedOut(f"{call.member}: the service did not answer in time: {quoted(said)}")
-        return BusError(name, said, member=call.member)
-
-    # Signals
-
-    @asynccontextmanager
-    async def _matched(self, rule: str, sender: str) -> AsyncIterator[None]:
-        """Have the bus send us these signals, and know who owns the sender's name."""
-        if not self.message_bus:
-            yield
-            return
-        async with AsyncExitStack() as rules:
-            if not _is_exact(sender):
-                await rules.enter_async_context(self._match(_owner_rule(sender), watches=sender))
-                await self._learn_owner(sender)
-            await rules.enter_async_context(self._match(rule))
-            yield
-
-    @asynccontextmanager
-    async def _match(self, rule: str, *, watches: str | None = None) -> AsyncIterator[None]:
-        async with self._matching:
-            if rule not in self._matches:
-                await self._ask_bus("AddMatch", rule)
-                # Entered when the bus has it: had a reconnect come first, it would have been added twice.
-                self._matches[rule] = _Match(watches)
-            match = self._matches[rule]
-            match.users += 1
-        try:
-            yield
-        finally:
-            match.users -= 1
-            with anyio.move_on_after(self._limits.release_s, shield=True), suppress(VMCraftError):
-                await self._release(rule, match)
-
-    async def _release(self, rule: str, match: _Match) -> None:
-        async with self._matching:
-            if match.users or self._matches.get(rule) is not match:
-                return
-            del self._matches[rule]
-            if match.watches is not None:
-                self._owners.pop(match.watches, None)
-            if not self.lost:
-                await self._ask_bus("RemoveMatch", rule)
-
-    async def _learn_owner(self, name: str) -> None:
-        if name in self._owners:
-            return
-        try:
-            [owner] = await self._ask_bus("GetNameOwner", name, gives="s")
-        except BusError as error:
-            if error.name != _ERROR + "NameHasNoOwner":
-                raise
-            owner = None
-        # A NameOwnerChanged that came meanwhile is at least as new as this answer.
-        self._owners.setdefault(name, owner)
-
-    def _on_signal(self, message: Received) -> None:
-        if message.sender == BUS and message.member == "NameOwnerChanged" and message.signature == "sss":
-            self._follow_owner(*message.body("sss"))
-        table = self._subscriptions.get((message.interface or "", message.member or ""))
-        wanted = [entry for entry in table or () if self._wants(entry, message)]
-        if not wanted:
-            return
-        signal = SignalMessage(
-            sender=message.sender,
-            path=message.path or "",
-            interface=message.interface or "",
-            member=message.member or "",
-            body=message.body(message.signature),
-        )
-        # The stack runs all of them even if one raises, last in first out; the error then goes to the event loop.
-        with ExitStack() as handlers:
-            for entry in reversed(wanted):
-                handlers.callback(entry.handler, signal)
-
-    def _wants(self, entry: _Subscription, message: Received) -> bool:
-        if entry.carries != message.signature or entry.path not in (None, message.path):
-            return False
-        if not self.message_bus:
-            return True
-        # Match rules do not protect: any client may send a signal straight to our unique name.
-        owner = entry.sender if _is_exact(entry.sender) else self._owners.get(entry.sender)
-        return owner is not None and owner == message.sender
-
-    def _follow_owner(self, name: str, _old: str, new: str) -> None:
-        if _owner_rule(name) in self._matches:
-            self._owners[name] = new or None
-
-
-def _settle(call: _Pending, answer: list[Any] | VMCraftError) -> None:
-    if not call.reply.done():
-        call.reply.set_result(answer)
-
-
-def _is_exact(sender: str) -> bool:
-    """Whether signals carry this very name; those of other names carry their owner's unique name."""
-    return sender.startswith(":") or sender == BUS
-
-
-def _owner_rule(name: str) -> str:
-    return f"type='signal',sender='{BUS}',path='{BUS_PATH}',interface='{BUS}',member='NameOwnerChanged',arg0='{name}'"
-
-
-def _check_names(destination: str, path: str, interface: str, member: str) -> None:
-    """Refuse what would end our own connection, or change the meaning of a match rule."""
-    checks = ((is_bus_name, destination), (is_path, path), (is_interface, interface), (is_member, member))
-    for check, name in checks:
-        if not check(name):
-            raise InvalidName(f"{quoted(name)} is no D-Bus {check.__name__.removeprefix('is_').replace('_', ' ')}")
 
 
 def unix_connector(path: str) -> Connector:

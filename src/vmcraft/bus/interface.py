@@ -138,7 +138,7 @@ class Interface:
 
     def on(self, signal: Signal, handler: Callable[..., None]) -> AbstractAsyncContextManager[None]:
         """Have `handler` called with the values of each such signal of this object while the block runs."""
-        return self.connection.on_signal(
+        return self.connection.signals.on(
             sender=self.destination,
             path=self.path,
             interface=self.name,

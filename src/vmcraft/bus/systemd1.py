@@ -7,8 +7,9 @@ us, and every row becomes a value here.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from vmcraft.bus.connection import REPLY_LIMIT_S, Connection
+from vmcraft.bus.connection import Connection
 from vmcraft.bus.interface import Interface, Method, Property, Signal, Variant, value, variant
+from vmcraft.bus.transport import REPLY_LIMIT_S
 from vmcraft.codec import unit_name
 from vmcraft.errors import ReplyMalformed
 from vmcraft.model.guest import Job, SystemState

@@ -17,7 +17,8 @@ from typing import Final
 
 import anyio
 
-from vmcraft.bus.wire import Kind, ProtocolError, Received, decode, frame_size
+from vmcraft.bus.message import Kind, Received, decode, frame_size
+from vmcraft.bus.wire import ProtocolError
 from vmcraft.errors import ConnectionLost, NotSupportedByGuest, ReplyMalformed, ReplyTimedOut, VMCraftError
 from vmcraft.model.printable import quoted
 

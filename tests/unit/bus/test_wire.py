@@ -13,8 +13,8 @@ from dbus_fast import Variant as Sent
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmcraft.bus import wire
-from vmcraft.bus.wire import Kind, ProtocolError, Variant
+from vmcraft.bus.message import Kind, SignatureMismatchError, decode, frame_size
+from vmcraft.bus.wire import MAX_ELEMENTS, MAX_NUMBER_KEYS, ProtocolError, Variant
 
 pytestmark = pytest.mark.unit
 
@@ -99,9 +99,9 @@ def reply(signature: str, body: list[Any]) -> bytes:
 
 def decoded(frame: bytes) -> list[Any]:
     """Everything that the connection does with a frame that somebody wants."""
-    if wire.frame_size(frame, LIMIT) != len(frame):
+    if frame_size(frame, LIMIT) != len(frame):
         raise ProtocolError("waits for more, or leaves some")
-    message = wire.decode(frame)
+    message = decode(frame)
     return message.body(message.signature)
 
 
@@ -114,7 +114,7 @@ def test_decodes_what_dbus_fast_encodes(cases: list[Case]) -> None:
 def test_header_fields_of_every_kind() -> None:
     signal = Message.new_signal("/a/b", "org.example.One", "Changed", "s", ["x"])
     signal.serial, signal.sender = 9, ":1.7"
-    received = wire.decode(bytes(signal._marshall(False)))
+    received = decode(bytes(signal._marshall(False)))
     assert (received.kind, received.serial, received.path, received.interface, received.member) == (
         Kind.SIGNAL,
         9,
@@ -123,24 +123,24 @@ def test_header_fields_of_every_kind() -> None:
         "Changed",
     )
     call = Message("org.example", "/", "org.example.One", "Do", serial=4)
-    received = wire.decode(bytes(call._marshall(False)))
+    received = decode(bytes(call._marshall(False)))
     assert (received.kind, received.destination, received.signature) == (Kind.CALL, "org.example", "")
     error = Message(message_type=MessageType.ERROR, reply_serial=5, error_name="org.example.Bad", serial=6)
-    received = wire.decode(bytes(error._marshall(False)))
+    received = decode(bytes(error._marshall(False)))
     assert (received.kind, received.reply_serial, received.error_name) == (Kind.ERROR, 5, "org.example.Bad")
 
 
 def test_a_body_of_another_signature_is_not_decoded() -> None:
-    message = wire.decode(crafted("s", b"\xff" * 8))
-    with pytest.raises(wire.SignatureMismatchError):
+    message = decode(crafted("s", b"\xff" * 8))
+    with pytest.raises(SignatureMismatchError):
         message.body("as")
 
 
 def test_a_frame_is_measured_from_its_first_16_bytes() -> None:
     frame = reply("s", ["hello"])
-    assert wire.frame_size(frame[:15], LIMIT) is None
-    assert wire.frame_size(frame[:16], LIMIT) == len(frame)
-    assert wire.frame_size(bytearray(frame) + b"next", LIMIT) == len(frame)
+    assert frame_size(frame[:15], LIMIT) is None
+    assert frame_size(frame[:16], LIMIT) == len(frame)
+    assert frame_size(bytearray(frame) + b"next", LIMIT) == len(frame)
 
 
 # Frames by hand
@@ -311,6 +311,7 @@ BOMBS = {
     "empty dicts": crafted("aa{sv}", u32(8 << 20) + bytes(8 << 20)),
     "bytes in variants": crafted("av", u32(8 << 20) + b"\1y\0\1" * (2 << 20)),
     "structs of bytes": crafted("a(yyyyyyyy)", padded(u32(8 << 20), 8) + bytes(8 << 20)),
+    "structs in structs": crafted("a" + "(" * 30 + "y" + ")" * 30, padded(u32(20_000 * 8), 8) + bytes(20_000 * 8)),
     "variants in variants": crafted("av", u32(28 * 300_000) + (b"\1v\0" * 8 + b"\1y\0\0") * 300_000),
 }
 
@@ -324,7 +325,7 @@ def test_a_message_of_too_many_values_is_refused_within_bounds(frame: bytes) -> 
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak < 256 << 20
+    assert peak < 96 << 20
 
 
 def test_ever_new_signatures_are_refused_before_compiling_them_costs_much() -> None:
@@ -334,6 +335,27 @@ def test_ever_new_signatures_are_refused_before_compiling_them_costs_much() -> N
     with pytest.raises(ProtocolError, match="too many values"):
         decoded(frame)
     assert time.process_time() - before < 10
+
+
+def test_as_many_values_as_allowed_and_one_more() -> None:
+    [values] = decoded(crafted("ag", u32(2 * MAX_ELEMENTS) + bytes(2 * MAX_ELEMENTS)))
+    assert len(values) == MAX_ELEMENTS
+    with pytest.raises(ProtocolError, match="too many values"):
+        decoded(crafted("ag", u32(2 * MAX_ELEMENTS + 2) + bytes(2 * MAX_ELEMENTS + 2)))
+
+
+@pytest.mark.parametrize("code", "nqiuxtd")
+def test_a_dict_keyed_by_numbers_stays_small(code: str) -> None:
+    # A peer knows the hashes of numbers: 175,000 keys that collide kept the event loop for 55 s.
+    rows: dict[Any, str] = dict.fromkeys(range(MAX_NUMBER_KEYS), "")
+    assert decoded(reply(f"a{{{code}s}}", [rows])) == [rows]
+    with pytest.raises(ProtocolError, match="too many keys"):
+        decoded(reply(f"a{{{code}s}}", [rows | {MAX_NUMBER_KEYS: ""}]))
+
+
+def test_a_dict_keyed_by_words_may_be_large() -> None:
+    rows = {str(number): "" for number in range(20_000)}
+    assert decoded(reply("a{ss}", [rows])) == [rows]
 
 
 def test_a_list_of_20_000_units_is_within_the_bounds() -> None:
@@ -384,7 +406,7 @@ def test_big_endian_message() -> None:
     body = text("hi", ">") + b"\0" + pack(">I", 0x01020304) + pack(">I", 1) + pack(">I", 4) + pack(">hh", -2, 3)
     fields = (header_field(5, "u", pack(">I", 0x0A0B0C0D)),)
     frame = crafted("subanv", body + b"\1d\0" + b"\0" * 5 + pack(">d", 2.5), fields=fields, order=">", serial=1 << 24)
-    message = wire.decode(frame)
+    message = decode(frame)
     assert (message.serial, message.reply_serial) == (1 << 24, 0x0A0B0C0D)
     assert message.body("subanv") == ["hi", 0x01020304, True, [-2, 3], Variant("d", 2.5)]
 
@@ -394,24 +416,3 @@ def test_big_endian_lengths_are_checked_too() -> None:
     for body in (pack(">I", 0xFFFFFFFF) + b"x" * 16, pack(">I", 5) + b"abc\0", text("a", "<")):
         with pytest.raises(ProtocolError):
             decoded(crafted("s", body, fields=fields, order=">"))
-
-
-# Names
-
-
-@pytest.mark.parametrize(
-    ("check", "good", "bad"),
-    [
-        (wire.is_path, ["/", "/a", "/a_1/B"], ["", "a", "/a/", "//", "/a-b", "/a\n", "/é", "/a b"]),
-        (wire.is_interface, ["a.b", "org.x_1.Y"], ["a", "a.", ".a", "a.1", "a-b.c", "a.b\n", "a." + "b" * 254]),
-        (wire.is_member, ["Get", "_1"], ["", "1a", "a.b", "a-b", "a\n", "a" * 256]),
-        (
-            wire.is_bus_name,
-            [":1.5", "a.b", "org.a-b.c"],
-            ["", ":", ":1", "a", "a.1", "a.b\n", "a'.b", "a." + "b" * 254],
-        ),
-    ],
-)
-def test_names(check: Any, good: list[str], bad: list[str]) -> None:
-    assert all(check(name) for name in good)
-    assert not any(check(name) for name in bad)
