@@ -24,13 +24,15 @@ class Jobs:
 
     def __init__(self, manager: Manager) -> None:
         self._manager = manager
-        self._waiting = 0
+        # Requests whose reply, with the job's path, has not come; and how many wait for each path.
+        self._asking = 0
+        self._waiters: dict[str, int] = {}
         self._results: dict[str, JobResult] = {}
         self._changed = anyio.Event()
 
     def removed(self, _number: int, path: str, _unit: str, result: str) -> None:
         """JobRemoved, as the connection hands it over."""
-        if self._waiting and len(self._results) < _KEPT:
+        if path in self._waiters or (self._asking and len(self._results) < _KEPT):
             self._results[path] = JobResult(printable(result, limit=64))
             self._wake()
 
@@ -51,19 +53,11 @@ class Jobs:
             JobTimedOut: It was still running at the limit.
             ConnectionLost: The connection ended; how the job ended is not known.
         """
-        connection = self._manager.connection
-        self._waiting += 1
         path = ""
         try:
             with anyio.fail_after(limit):
-                path = await request
-                generation = connection.generation
-                while path not in self._results:
-                    changed = self._changed
-                    if connection.lost or connection.generation != generation:
-                        raise ConnectionLost(f"{what}: the connection to the manager ended while its job ran")
-                    await changed.wait()
-                return self._results.pop(path)
+                path = await self._asked(request)
+                return await self._result(path, what)
         except TimeoutError:
             if cancel:
                 await self._cancel(path)
@@ -73,11 +67,42 @@ class Jobs:
                 await self._cancel(path)
             raise
         finally:
-            self._waiting -= 1
-            if not self._waiting:
-                self._results.clear()
+            self._leave(path)
+
+    async def _asked(self, request: Awaitable[str]) -> str:
+        """The job's path; not cut short, since a job whose path nobody learned could not be cancelled."""
+        self._asking += 1
+        try:
+            with anyio.CancelScope(shield=True):
+                path = await request
+            self._waiters[path] = self._waiters.get(path, 0) + 1
+        finally:
+            self._asking -= 1
+        return path
+
+    async def _result(self, path: str, what: str) -> JobResult:
+        connection = self._manager.connection
+        generation = connection.generation
+        while path not in self._results:
+            changed = self._changed
+            if connection.lost or connection.generation != generation:
+                raise ConnectionLost(f"{what}: the connection to the manager ended while its job ran")
+            await changed.wait()
+        return self._results[path]
+
+    def _leave(self, path: str) -> None:
+        """One waiter less; what nobody waits for, or could still learn that it waits for, is forgotten."""
+        if path:
+            self._waiters[path] -= 1
+            if not self._waiters[path]:
+                del self._waiters[path]
+        if not self._asking:
+            self._results = {path: result for path, result in self._results.items() if path in self._waiters}
 
     async def _cancel(self, path: str) -> None:
+        # systemd merges equal jobs: others may wait for this one too.
+        if self._waiters.get(path, 0) > 1:
+            return
         number = path.rpartition("/")[2]
         if not number.isascii() or not number.isdigit():
             return
