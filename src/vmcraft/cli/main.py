@@ -1,6 +1,7 @@
 """vmcraft: the command."""
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -12,7 +13,7 @@ from vmcraft import __version__
 from vmcraft.cli import doctor, exit_codes, services, shell, sweep
 from vmcraft.cli.exit_codes import ExitCode
 from vmcraft.cli.output import Output
-from vmcraft.errors import VMCraftError
+from vmcraft.errors import VMCraftError, first_error
 
 _DESCRIPTION = """Boots a Linux guest from its root directory, on an overlay and without a network, asks and changes
 its live systemd, and commits exactly the changes that were made through it, or nothing."""
@@ -37,24 +38,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; answers the exit status."""
     args = parser().parse_args(arguments)
     out = Output(json=args.json)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        # Ended like Ctrl-C: the guest is ended before we are.
-        signal.signal(number, signal.default_int_handler)
     try:
-        return int(anyio.run(args.run, args, out, backend="asyncio"))
+        code = int(anyio.run(_interruptible, args, out, backend="asyncio"))
     except VMCraftError as error:
         out.error(error)
-        return exit_codes.of_error(error)
-    except KeyboardInterrupt:
-        out.note(
-            f"interrupted; {f'the changes to {out.committed} were' if out.committed else 'nothing was'} committed",
-            "yellow",
-        )
+        code = exit_codes.of_error(error)
+    return _told(code, out)
+
+
+async def _interruptible(args: argparse.Namespace, out: Output) -> int:
+    """Run the command; Ctrl-C, SIGTERM and SIGHUP end it in order, and once: the guest is ended before we are."""
+    interrupted = False
+    code: int = ExitCode.INTERRUPTED
+
+    async def watch() -> None:
+        nonlocal interrupted
+        async for _number in signals:
+            interrupted = True
+            group.cancel_scope.cancel()
+
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals, first_error():
+        async with anyio.create_task_group() as group:
+            group.start_soon(watch)
+            code = await args.run(args, out)
+            group.cancel_scope.cancel()
+    if interrupted:
+        done = f"the changes to {out.committed} were" if out.committed else "nothing was"
+        out.note(f"interrupted; {done} committed", "yellow")
         return ExitCode.INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has had enough of it; what Python still holds for it goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.OK
+    return code
+
+
+def _told(code: int, out: Output) -> int:
+    """The exit status, and what is to say about an output that could not be written."""
+    # What Python still holds for an output whose reader has left goes nowhere, instead of failing at the end.
+    if out.gone:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if out.failure is None:
+        return code
+    done = f"; the changes to {out.committed} were committed" if out.committed else ""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"vmcraft: standard output cannot be written: {out.failure.strerror}{done}\n")
+    return code or ExitCode.HOST
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ async def commit(
     if failed and not args.keep_going:
         out.note("nothing was committed, since a part was refused; --keep-going commits the rest", "yellow")
         return ExitCode.REFUSED, False
-    if not args.yes and not (out.interactive and not out.json and out.confirm(f"Commit to {target}?")):
+    if not args.yes and not (out.interactive and not out.json and await out.confirm(f"Commit to {target}?")):
         out.note("not confirmed, nothing was committed; --yes commits without asking", "yellow")
         return ExitCode.NOT_CONFIRMED, False
     with out.progress(f"committing to {target}"):

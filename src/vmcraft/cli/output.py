@@ -1,9 +1,15 @@
-"""What the command prints: results on standard output, everything else on standard error; colour on a terminal only."""
+"""What the command prints: results on standard output, everything else on standard error; colour on a terminal only.
+
+What a guest says can be in any of it: control characters never reach a terminal. Output that cannot be written (a
+reader that has had enough, a full disk) never changes what the command does.
+"""
 
 import contextlib
+import errno
 import sys
 from collections.abc import Iterator, Sequence
 
+import anyio
 import msgspec
 from rich.console import Console
 from rich.text import Text
@@ -12,6 +18,8 @@ from vmcraft.errors import VMCraftError
 from vmcraft.facade.answers import encoded
 from vmcraft.model.printable import printable
 
+_LINE_LIMIT = 16 << 10
+
 
 class Output:
     """One command's output.
@@ -19,11 +27,15 @@ class Output:
     Attributes:
         json: Results are printed as JSON, and nothing else on standard output.
         committed: Where to changes were committed already; None when nowhere.
+        gone: Standard output cannot be written any more.
+        failure: Why standard output could not be written; None while it can, and when its reader has left.
     """
 
     def __init__(self, *, json: bool) -> None:
         self.json = json
         self.committed: str | None = None
+        self.failure: OSError | None = None
+        self.gone = False
         self._out = Console(highlight=False, markup=False, soft_wrap=True)
         self._err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
@@ -35,13 +47,33 @@ class Output:
     def result(self, value: object) -> None:
         """The command's result, for programs; prints only with --json."""
         if self.json:
-            text = msgspec.json.format(encoded(value), indent=2).decode()
-            sys.stdout.write(text + "\n")
+            with self._written():
+                sys.stdout.write(msgspec.json.format(encoded(value), indent=2).decode() + "\n")
+                sys.stdout.flush()
 
     def line(self, text: str = "", style: str = "") -> None:
         """One line for people; left out with --json."""
         if not self.json:
-            self._out.print(Text(text, style=style))
+            with self._written():
+                self._out.file.write(self._rendered(self._out, printable(text, limit=_LINE_LIMIT), style))
+                self._out.file.flush()
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        """Not Rich's own way out: it ends the program when the reader has left, also in the middle of a commit."""
+        if self.gone:
+            return
+        try:
+            yield
+        except OSError as error:
+            self.gone = True
+            self.failure = None if error.errno == errno.EPIPE else error
+
+    @staticmethod
+    def _rendered(console: Console, text: str, style: str, end: str = "\n") -> str:
+        with console.capture() as captured:
+            console.print(Text(text, style=style), end=end)
+        return captured.get()
 
     def rows(self, head: Sequence[str], rows: Sequence[Sequence[str]], styles: Sequence[str] = ()) -> None:
         """Aligned columns under a heading; the last column takes what it needs."""
@@ -57,18 +89,23 @@ class Output:
     def note(self, text: str, style: str = "dim") -> None:
         """A remark on standard error; left out with --json."""
         if not self.json:
-            self._err.print(Text(text, style=style))
+            self._say(printable(text, limit=_LINE_LIMIT, newlines=True), style)
 
     def error(self, error: VMCraftError) -> None:
         """An error that ended the command, and what to do about it; as an object with --json."""
         if self.json:
-            self.result(
-                {"error": error.keyed, "key": error.key, "outcome": str(error.outcome), "remedy": error.remedy or None}
-            )
+            self.result(described(error))
             return
-        self._err.print(Text(f"vmcraft: {error.keyed}", style="bold red"))
+        self._say(f"vmcraft: {error.keyed}", "bold red")
         if error.remedy:
-            self._err.print(Text(f"  what to do: {error.remedy}"))
+            self._say(f"  what to do: {error.remedy}", "")
+
+    def _say(self, text: str, style: str, end: str = "\n") -> None:
+        with contextlib.suppress(OSError):
+            self._err.file.write(
+                self._rendered(self._err, printable(text, limit=_LINE_LIMIT, newlines=True), style, end)
+            )
+            self._err.file.flush()
 
     @contextlib.contextmanager
     def progress(self, text: str) -> Iterator[None]:
@@ -76,14 +113,20 @@ class Output:
         if self.json or not self._err.is_terminal:
             yield
             return
-        with self._err.status(Text(text)):
+        with self._err.status(Text(printable(text))):
             yield
 
-    def confirm(self, question: str) -> bool:
-        """Ask on the terminal; anything but yes is no."""
-        self._err.print(Text(f"{question} [y/N] ", style="bold"), end="")
-        sys.stderr.flush()
+    async def confirm(self, question: str) -> bool:
+        """Ask on the terminal; anything but yes is no. An interrupt ends the question."""
+        self._say(f"{question} [y/N] ", "bold", end="")
+        # Only a whole line makes a terminal readable, so the read does not block.
+        await anyio.wait_readable(sys.stdin)
         return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def described(error: VMCraftError) -> dict[str, object]:
+    """An error as --json shows it."""
+    return {"error": error.keyed, "key": error.key, "outcome": str(error.outcome), "remedy": error.remedy or None}
 
 
 def milliseconds(seconds: float) -> str:

@@ -2,10 +2,11 @@
 
 import argparse
 from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 from vmcraft.cli import opened as guest
 from vmcraft.cli.exit_codes import ExitCode, of_error, of_outcome
-from vmcraft.cli.output import Output, shown
+from vmcraft.cli.output import Output, described, shown
 from vmcraft.errors import OutcomeUnknown, Refused, VMCraftError
 from vmcraft.managers.services import SystemdManager
 from vmcraft.model.outcome import Outcome
@@ -21,6 +22,7 @@ from vmcraft.model.services import (
 )
 from vmcraft.model.units import Dependencies
 
+T = TypeVar("T")
 Run = Callable[[argparse.Namespace, Output], Awaitable[ExitCode]]
 _STYLES = {ActiveState.FAILED: "red", ActiveState.ACTIVE: "green", ActiveState.ACTIVATING: "yellow"}
 _DEPENDENCIES = (
@@ -129,18 +131,32 @@ def _show_log(log: Sequence[LogLine], out: Output) -> None:
 
 
 async def _status(args: argparse.Namespace, out: Output) -> ExitCode:
-    answers: list[ServiceStatus] = []
+    return await _each(
+        args, out, lambda services: services.service_status, lambda _unit, status: _show_status(status, out)
+    )
+
+
+async def _each(
+    args: argparse.Namespace,
+    out: Output,
+    asked: Callable[[SystemdManager], Callable[[str], Awaitable[T]]],
+    show: Callable[[str, T], None],
+) -> ExitCode:
+    """Ask about each unit; one that cannot be answered does not keep the others from it."""
+    answers: dict[str, T | dict[str, object]] = {}
     code = ExitCode.OK
     async with guest.opened(args, out) as transaction:
         for unit in args.units:
             try:
-                answers.append(await transaction.services.service_status(unit))
+                found = await asked(transaction.services)(unit)
             except (Refused, OutcomeUnknown) as error:
                 code = _worse(code, of_error(error))
+                answers[unit] = described(error)
                 _say(error, out)
+            else:
+                answers[unit] = found
+                show(unit, found)
     out.result(answers)
-    for status in answers:
-        _show_status(status, out)
     return code
 
 
@@ -166,25 +182,18 @@ def _show_status(status: ServiceStatus, out: Output) -> None:
         if fact is not None:
             out.line(f"  {name:>12}: {fact}", _STYLES.get(status.active, "") if name == "active" else "")
     _show_log(status.log, out)
+    if status.log_error:
+        out.note(f"  the log cannot be read: {status.log_error}", "yellow")
 
 
 async def _deps(args: argparse.Namespace, out: Output) -> ExitCode:
-    answers: dict[str, Dependencies] = {}
-    code = ExitCode.OK
-    async with guest.opened(args, out) as transaction:
-        for unit in args.units:
-            try:
-                answers[unit] = await transaction.services.get_service_dependencies(unit)
-            except (Refused, OutcomeUnknown) as error:
-                code = _worse(code, of_error(error))
-                _say(error, out)
-    out.result(answers)
-    for unit, found in answers.items():
+    def show(unit: str, found: Dependencies) -> None:
         out.line(unit, "bold")
         for kind in _DEPENDENCIES:
             if names := getattr(found, kind):
                 out.line(f"  {kind:>12}: {' '.join(names)}", "red" if kind == "missing" else "")
-    return code
+
+    return await _each(args, out, lambda services: services.get_service_dependencies, show)
 
 
 # --- changes

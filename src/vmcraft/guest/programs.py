@@ -100,6 +100,8 @@ def _settings(guest: Guest, argv: Sequence[str], limit: float) -> list[Setting]:
         ("Description", "s", "VMCraft program"),
         ("Type", "s", "oneshot"),
         ("CollectMode", "s", "inactive-or-failed"),
+        # Else it would wait for sysinit.target, and a guest whose boot hangs could not be asked.
+        ("DefaultDependencies", "b", False),
         exec_start(argv),
         ("StandardInputFileDescriptor", "h", 0),
         ("StandardOutputFileDescriptor", "h", 1),

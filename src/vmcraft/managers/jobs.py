@@ -7,14 +7,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import anyio
 
 from vmcraft.bus.properties import Properties
-from vmcraft.errors import BusError, OutcomeUnknown, ProgramFailed, Refused
+from vmcraft.errors import BusError, JobTimedOut, OutcomeUnknown, ProgramFailed, Refused
 from vmcraft.guest.guest import Guest
 from vmcraft.guest.journalctl import last_lines
 from vmcraft.guest.quarantine import is_held_back
 from vmcraft.managers.dependencies import first_failure
 from vmcraft.managers.live_units import LiveUnits
 from vmcraft.managers.start_verdict import translated
-from vmcraft.model.services import ActiveState, JobResult, ServiceRun
+from vmcraft.model.services import ActiveState, JobResult, LogLine, ServiceRun
 from vmcraft.model.units import ServiceShown, UnitShown
 
 SETTLE_S = 0.1
@@ -59,6 +59,8 @@ async def run_job(guest: Guest, live: LiveUnits, unit: str, ask: Callable[[str],
             result = await guest.jobs.run(ask(unit), what=f"the job of {unit}", limit=JOB_LIMIT_S)
         except BusError as error:
             raise translated(error, unit) from error
+        except JobTimedOut as error:
+            raise await _named_in_front(guest, unit, error) from error
         shown = await guest.unit(unit).shown()
         with anyio.move_on_after(SETTLE_S):
             while shown.active is ActiveState.ACTIVE and shown.sub == "running":
@@ -80,6 +82,16 @@ async def run_job(guest: Guest, live: LiveUnits, unit: str, ask: Callable[[str],
         held_back=is_held_back(unit),
     )
     return Ran(run=run, shown=shown, service=service)
+
+
+async def _named_in_front(guest: Guest, unit: str, error: JobTimedOut) -> JobTimedOut:
+    """The same, with the jobs that run: in a guest whose boot hangs, the one that hangs is in front."""
+    running = [job.unit for job in await guest.manager.list_jobs() if job.state == "running" and job.unit != unit]
+    if not running:
+        return error
+    return JobTimedOut(
+        f"{error.text}; these jobs run and may be in front: {', '.join(running[:5])}", remedy=error.remedy
+    )
 
 
 @contextlib.asynccontextmanager
@@ -105,8 +117,14 @@ async def _taken(guest: Guest, unit: str) -> bool:
 
 
 async def with_log(guest: Guest, run: ServiceRun) -> ServiceRun:
-    """The same with the unit's last lines; a journal that cannot be read must not hide how the job went."""
+    """The same with the unit's last lines."""
+    log, _error = await log_of(guest, run.unit)
+    return dataclasses.replace(run, log=log)
+
+
+async def log_of(guest: Guest, unit: str) -> tuple[tuple[LogLine, ...], str | None]:
+    """The unit's last lines, or why there are none: a journal that cannot be read must not hide the rest."""
     try:
-        return dataclasses.replace(run, log=await last_lines(guest, run.unit, count=LOG_LINES))
-    except (ProgramFailed, OutcomeUnknown, Refused):
-        return run
+        return await last_lines(guest, unit, count=LOG_LINES), None
+    except (ProgramFailed, OutcomeUnknown, Refused) as error:
+        return (), error.keyed

@@ -17,11 +17,10 @@ from vmcraft.errors import (
     ReadBackDiffers,
 )
 from vmcraft.guest.guest import Guest
-from vmcraft.guest.journalctl import last_lines
 from vmcraft.guest.quarantine import is_held_back, is_ours
 from vmcraft.managers import bulk, enablement, start_verdict, sysv
 from vmcraft.managers.dependencies import dependencies
-from vmcraft.managers.jobs import LOG_LINES, Ran, run_job, with_log
+from vmcraft.managers.jobs import Ran, log_of, run_job, with_log
 from vmcraft.managers.links import DeclaredLinks
 from vmcraft.managers.live_units import LiveUnits
 from vmcraft.managers.service_rows import STATE_WORDS, file_row, loaded_row, moment, not_run
@@ -265,6 +264,7 @@ class SystemdManager:
         unit = shown.id
         own = await self._live.service(unit)
         held = is_held_back(unit)
+        log, log_error = await log_of(self._guest, unit)
         return ServiceStatus(
             name=unit,
             description=shown.description,
@@ -289,7 +289,8 @@ class SystemdManager:
             condition_result=shown.condition_result if shown.condition_usec and not held else None,
             held_back=held,
             need_daemon_reload=shown.need_daemon_reload,
-            log=await last_lines(self._guest, unit, count=LOG_LINES),
+            log=log,
+            log_error=log_error,
         )
 
     async def list_services(self, state: str | None = None) -> tuple[ServiceRow, ...]:

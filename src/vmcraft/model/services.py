@@ -163,6 +163,7 @@ class ServiceStatus:
         condition_result: Whether its conditions held at the last start; None before a first one and when held back.
         held_back: VMCraft keeps the unit from running while the guest is booted.
         log: The last ten lines of this boot.
+        log_error: Why the log could not be read; None when it could.
         need_daemon_reload: A file of the unit changed since it was loaded.
     """
 
@@ -190,6 +191,7 @@ class ServiceStatus:
     held_back: bool
     need_daemon_reload: bool
     log: tuple[LogLine, ...]
+    log_error: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
