@@ -151,6 +151,7 @@ class Transaction:
                 booted(
                     drive.path,
                     has_bus=facts is None or facts.has_bus,
+                    first_boot=facts is not None and facts.first_boot,
                     private_users=self._private_users,
                     boot_limit=self._boot_limit,
                     state_dir=self._state_dir,

@@ -210,9 +210,9 @@ class Manager(Interface):
         installable, rows = await self.call(self.ENABLE, list(names), False, False)
         return installable, _changes(rows)
 
-    async def disable_unit_files(self, names: Sequence[str]) -> tuple[UnitFileChange, ...]:
+    async def disable_unit_files(self, names: Sequence[str], *, runtime: bool = False) -> tuple[UnitFileChange, ...]:
         """Remove the symlinks; silently passes over names that do not exist."""
-        return _changes(await self.call(self.DISABLE, list(names), False))
+        return _changes(await self.call(self.DISABLE, list(names), runtime))
 
     async def mask_unit_files(self, names: Sequence[str]) -> tuple[UnitFileChange, ...]:
         """Link the names to /dev/null; also names that do not exist, and the first of several before it refuses."""

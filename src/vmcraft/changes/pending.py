@@ -96,15 +96,23 @@ class PendingChanges:
             declared[canonical] = Declaration(path=canonical, call=call, args=tuple(args), source=source, after=after)
         with self._declaring:
             kept = self._declared
-            declared = {
-                path: dataclasses.replace(one, source=kept[path].source) if path in kept else one
-                for path, one in declared.items()
-            }
+            for path, one in declared.items():
+                earlier = kept.get(path)
+                if earlier is not None and earlier.after == one.after:
+                    declared[path] = earlier  # the call that changed it keeps it
+                elif earlier is not None:
+                    declared[path] = dataclasses.replace(one, source=earlier.source)
             self._declared = kept | declared
 
     def paths(self) -> tuple[str, ...]:
         """All paths that were declared, also those that are as in the source again."""
         return tuple(self._declared)
+
+    def is_news(self, path: str) -> bool:
+        """Whether the guest has another entry there than was declared, or than the source has if nothing was."""
+        declared = self._declared.get(path)
+        known = declared.after if declared is not None else fingerprint_of(self.layers.pin_source(path))
+        return fingerprint_of(self.layers.pin(path)) != known
 
     def declarations(self) -> tuple[Declaration, ...]:
         """The declared paths that differ from the source now, sorted; what `commit` writes.

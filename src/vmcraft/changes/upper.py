@@ -7,7 +7,7 @@ and file capabilities come out as the guest has them.
 
 import dataclasses
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from vmcraft.changes.fingerprint import Fingerprint, fingerprint
 from vmcraft.errors import HostError, NotOurs
@@ -96,7 +96,12 @@ class Layers:
         return guest_path.resolved(path, self.entry, last=last)
 
     def differences(
-        self, directory: str, *, recursive: bool = False, limit: int = DIFFERENCES_LIMIT
+        self,
+        directory: str,
+        *,
+        recursive: bool = False,
+        limit: int = DIFFERENCES_LIMIT,
+        among: Callable[[str], bool] | None = None,
     ) -> tuple[str, ...]:
         """The paths below a directory that the guest has differently from the source.
 
@@ -106,6 +111,7 @@ class Layers:
             directory: Path of a directory in the guest, its symlinks followed; one that does not exist has none.
             recursive: Whether directories below it are searched too.
             limit: Most paths to find, and most names to look at; E2BIG above it.
+            among: Only paths of which this is true are compared; it is asked before anything is hashed.
 
         Returns:
             Canonical paths, sorted.
@@ -123,7 +129,9 @@ class Layers:
                 kinds = {entry.kind for entry in (self.source_entry(path), self.entry(path)) if entry is not None}
                 if EntryKind.DIRECTORY in kinds and recursive:
                     todo.append(path)
-                if kinds - {EntryKind.DIRECTORY} and self.differs(path):
+                if not kinds - {EntryKind.DIRECTORY} or (among is not None and not among(path)):
+                    continue
+                if self.differs(path):
                     found.append(path)
         return tuple(sorted(found))
 

@@ -226,7 +226,7 @@ async def _preset(services: SystemdManager, unit: str) -> NamedOutcome:
     try:
         done: PresetApplied = await services.systemctl_preset(unit)
     except (Refused, OutcomeUnknown) as error:
-        return NamedOutcome(name=unit, outcome=error.outcome, error=error.keyed)
+        return NamedOutcome(name=unit, outcome=error.outcome, error=error.keyed, remedy=error.remedy or None)
     return NamedOutcome(name=unit, outcome=Outcome.DONE, unit_file_state=done.unit_file_state, changes=done.changes)
 
 
@@ -236,6 +236,10 @@ def _show_item(item: NamedOutcome, verb: str, out: Output) -> None:
         out.line(f"{verb} {item.name}: {shown(item.unit_file_state)}{already}", "green")
     else:
         out.note(f"{verb} {item.name}: {item.error}", "red")
+        if item.remedy:
+            out.note(f"  what to do: {item.remedy}")
+    for warning in item.warnings:
+        out.note(f"  {warning.key}: {warning.message}", "yellow")
 
 
 async def _control(args: argparse.Namespace, out: Output) -> ExitCode:

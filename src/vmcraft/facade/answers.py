@@ -1,14 +1,16 @@
 """The one conversion from typed results and errors to plain answers: dicts, lists, strings, numbers."""
 
+import dataclasses
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from typing import Any, TypeVar
 
 import msgspec
 
 from vmcraft.errors import OutcomeUnknown, Refused
 from vmcraft.model.outcome import Outcome
-from vmcraft.model.services import BulkOutcome
+from vmcraft.model.services import BulkOutcome, NamedOutcome
+from vmcraft.model.warnings import CallWarning
 
 T = TypeVar("T")
 _log = logging.getLogger("vmcraft")
@@ -54,28 +56,47 @@ class Answers:
         self.warnings = []
         return msgspec.convert(plain(await asked), shape)
 
-    async def change(self, done: Awaitable[object]) -> dict[str, Any]:
-        """A change: its result with the outcome; what the guest or the arguments refuse is answered, not raised."""
+    async def change(self, call: str, shape: type[Any], done: Awaitable[Any]) -> dict[str, Any]:
+        """A change: its result with the outcome; what the guest or the arguments refuse is answered, not raised.
+
+        Args:
+            call: Its name, for the warnings.
+            shape: The dataclass of its result: a refused change has the same keys, without values.
+            done: The typed call.
+        """
         self.warnings = []
         try:
             result = await done
         except (Refused, OutcomeUnknown) as error:
-            known = plain(error.result) if error.result is not None else {}
+            known = plain(error.result) if error.result is not None else _without_values(shape)
             return {**known, **_outcome(error)}
+        self.warnings = _warnings(call, getattr(result, "warnings", ()))
         return {**plain(result), **_outcome(None)}
 
     async def each(self, call: str, done: Awaitable[BulkOutcome]) -> dict[str, bool]:
         """A change of many: name as given to whether it is done; the reasons are warnings, and go to the log."""
         self.warnings = []
         outcome = await done
-        self.warnings = [
-            {"call": call, "key": item.error.partition(":")[0], "message": item.error.partition(": ")[2]}
-            for item in outcome.items
-            if item.error is not None
-        ]
+        for item in outcome.items:
+            self.warnings += _warnings(call, [*_refusals(item), *item.warnings])
         for warning in self.warnings:
             _log.warning("%(call)s: %(key)s: %(message)s", warning)
         return {item.name: item.ok for item in outcome.items}
+
+
+def _refusals(item: NamedOutcome) -> list[CallWarning]:
+    if item.error is None:
+        return []
+    key, _, text = item.error.partition(": ")
+    return [CallWarning(key=key, message=f"{text}; {item.remedy}" if item.remedy else text)]
+
+
+def _warnings(call: str, warnings: Iterable[CallWarning]) -> list[dict[str, Any]]:
+    return [{"call": call, "key": one.key, "message": one.message} for one in warnings]
+
+
+def _without_values(shape: type[Any]) -> dict[str, Any]:
+    return {field.name: [] if str(field.type).startswith("tuple") else None for field in dataclasses.fields(shape)}
 
 
 def _outcome(error: Refused | OutcomeUnknown | None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from vmcraft.facade.answers import Answers
 from vmcraft.guest.boot import BOOT_LIMIT_S
 from vmcraft.managers.services import SystemdManager
 from vmcraft.model.drive import Drive
+from vmcraft.model.services import Enablement, ManagerReloaded, PresetApplied, ServiceRun
 from vmcraft.transaction import Transaction
 
 
@@ -122,23 +123,23 @@ class AsyncVMCraft:
         Answers beside the outcome: job_result, active, sub, result, exec_main_code, exec_main_status, log (when it
         failed), dependency (the unit that failed first), held_back.
         """
-        return await self._answers.change(self.services.service_start(service))
+        return await self._answers.change("service_start", ServiceRun, self.services.service_start(service))
 
     async def systemd_service_stop(self, service: str) -> dict[str, Any]:
         """Stop a unit: the same keys."""
-        return await self._answers.change(self.services.service_stop(service))
+        return await self._answers.change("service_stop", ServiceRun, self.services.service_stop(service))
 
     async def systemd_service_restart(self, service: str) -> dict[str, Any]:
         """Restart a unit: the same keys."""
-        return await self._answers.change(self.services.service_restart(service))
+        return await self._answers.change("service_restart", ServiceRun, self.services.service_restart(service))
 
     async def systemd_service_enable(self, service: str) -> dict[str, Any]:
         """Enable a unit: unit, changes ({type, path, source}), unit_file_state read back, held_back."""
-        return await self._answers.change(self.services.service_enable(service))
+        return await self._answers.change("service_enable", Enablement, self.services.service_enable(service))
 
     async def systemd_service_disable(self, service: str) -> dict[str, Any]:
         """Disable a unit: the same keys."""
-        return await self._answers.change(self.services.service_disable(service))
+        return await self._answers.change("service_disable", Enablement, self.services.service_disable(service))
 
     async def systemd_service_status(self, service: str) -> dict[str, Any]:
         """A unit's state and its last log lines: the fields of `ServiceStatus`."""
@@ -170,11 +171,11 @@ class AsyncVMCraft:
 
     async def systemd_daemon_reload(self) -> dict[str, Any]:
         """Reload the manager: duration, newly_failing."""
-        return await self._answers.change(self.services.daemon_reload())
+        return await self._answers.change("daemon_reload", ManagerReloaded, self.services.daemon_reload())
 
     async def systemd_systemctl_preset(self, service: str) -> dict[str, Any]:
         """Apply the distribution's preset: unit, preset, before, unit_file_state, changes, held_back."""
-        return await self._answers.change(self.services.systemctl_preset(service))
+        return await self._answers.change("systemctl_preset", PresetApplied, self.services.systemctl_preset(service))
 
     async def systemd_is_systemd_available(self) -> bool:
         """Before `launch`, whether a systemd that can be booted is in the root; then, whether its manager answers."""

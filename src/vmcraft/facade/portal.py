@@ -6,6 +6,8 @@ from typing import ParamSpec, TypeVar
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
+from vmcraft.errors import NotLaunched
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -22,7 +24,10 @@ class Portal:
         async def run() -> T:
             return await function(*args, **kwargs)
 
-        future = self.inner.start_task_soon(run)
+        try:
+            future = self.inner.start_task_soon(run)
+        except RuntimeError as error:
+            raise NotLaunched("this guest was closed", remedy="open another VMCraft") from error
         try:
             return future.result()
         except BaseException:

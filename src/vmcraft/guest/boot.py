@@ -38,6 +38,7 @@ async def booted(
     source: str,
     *,
     has_bus: bool = True,
+    first_boot: bool = False,
     private_users: bool = True,
     boot_limit: float = BOOT_LIMIT_S,
     state_dir: str = overlay.STATE_DIR,
@@ -47,6 +48,7 @@ async def booted(
     Args:
         source: Absolute path of the root; never written to.
         has_bus: Whether the root has a D-Bus daemon at all.
+        first_boot: Whether the root has not been booted yet, as its machine-id says.
         private_users: Whether the guest gets a user namespace of its own.
         boot_limit: Seconds to wait for the end of the boot; the guest stays usable when it is over.
         state_dir: Where guests' directories lie.
@@ -77,7 +79,9 @@ async def booted(
             ready_s=start.ready_s,
             limit=boot_limit,
         )
-        yield Guest(source=source, directory=directory, leader=leader, bus=bus, launched=launched)
+        yield Guest(
+            source=source, directory=directory, leader=leader, bus=bus, first_boot=first_boot, launched=launched
+        )
 
 
 class Start:

@@ -23,6 +23,7 @@ class Guest:
         source: The root on the host that it was booted from.
         directory: Its overlay on the host.
         bus: The way to its live systemd.
+        first_boot: Whether the root's next boot is a first boot, which applies presets.
         launched: How its boot ended.
     """
 
@@ -30,6 +31,7 @@ class Guest:
     directory: GuestDirectory
     leader: Leader
     bus: GuestBus
+    first_boot: bool
     launched: Launched
 
     @property

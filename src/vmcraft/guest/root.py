@@ -69,7 +69,7 @@ def examine(root: RootDir, path: str) -> RootFacts:
         machine=machine,
         systemd_version=version,
         pretty_name=_pretty_name(root),
-        has_machine_id=_has_machine_id(root),
+        first_boot=_is_first_boot(root),
         has_bus=any(root.exists(unit) for unit in _BUS_UNITS),
     )
 
@@ -114,11 +114,14 @@ def _pretty_name(root: RootDir) -> str | None:
     return None
 
 
-def _has_machine_id(root: RootDir) -> bool:
+def _is_first_boot(root: RootDir) -> bool:
     try:
-        return len(root.read_bytes("/etc/machine-id", limit=4096).strip()) == 32
+        text = root.read_bytes("/etc/machine-id", limit=4096)
+    except FileNotFoundError:
+        return True
     except OSError:
         return False
+    return text.strip() == b"uninitialized"
 
 
 def _host_is_unified() -> bool:

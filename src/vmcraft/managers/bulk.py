@@ -24,5 +24,11 @@ async def _one(name: str, call: Callable[[str], Awaitable[Enablement]]) -> Named
     try:
         done = await call(name)
     except (Refused, OutcomeUnknown) as error:
-        return NamedOutcome(name=name, outcome=error.outcome, error=error.keyed)
-    return NamedOutcome(name=name, outcome=Outcome.DONE, unit_file_state=done.unit_file_state, changes=done.changes)
+        return NamedOutcome(name=name, outcome=error.outcome, error=error.keyed, remedy=error.remedy or None)
+    return NamedOutcome(
+        name=name,
+        outcome=Outcome.DONE,
+        unit_file_state=done.unit_file_state,
+        changes=done.changes,
+        warnings=done.warnings,
+    )

@@ -50,7 +50,9 @@ async def first_failure(guest: Guest, unit: str) -> str | None:
         needed = [name for name in await _needed(guest, level) if name not in seen]
         for name in needed:
             shown = await guest.unit(name).shown()
-            if shown.active is ActiveState.FAILED or not shown.exists:
+            # A device that is not there has no failure of its own: its job just timed out.
+            absent = name.endswith(".device") and shown.active is ActiveState.INACTIVE
+            if shown.active is ActiveState.FAILED or not shown.exists or absent:
                 return name
         seen.update(needed)
         level = needed

@@ -143,11 +143,10 @@ class LiveUnits:
 
     async def _resolved(self, rows: list[UnitFileRow]) -> dict[str, str]:
         aliases = [row.name for row in rows if row.state is UnitFileState.ALIAS and not unit_name.is_template(row.name)]
-        targets: dict[str, str] = {}
-        for alias in aliases[:_ALIAS_LIMIT]:
-            if unit_name.is_valid(alias):
-                targets[alias] = (await self._guest.unit(alias).shown()).id
-        return targets
+        valid = [alias for alias in aliases if unit_name.is_valid(alias)][:_ALIAS_LIMIT]
+        # A row for each name, in the order of the names, with the unit's own name in it.
+        found = await self._manager.list_units_by_names(valid) if valid else []
+        return {alias: row.name for alias, row in zip(valid, found, strict=False)}
 
 
 @contextlib.asynccontextmanager

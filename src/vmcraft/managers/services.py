@@ -3,18 +3,17 @@
 A call returns only when its effect was read back from the live manager; everything else is raised.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 from vmcraft.changes.change_set import ChangeSet
 from vmcraft.codec import unit_name
 from vmcraft.errors import (
-    BusError,
     ConditionNotMet,
     InvalidValue,
     JobFailed,
     NoSuchUnit,
     NotEnableable,
-    ReadBackDiffers,
 )
 from vmcraft.guest.guest import Guest
 from vmcraft.guest.quarantine import is_held_back, is_ours
@@ -35,9 +34,11 @@ from vmcraft.model.services import (
     ServiceRow,
     ServiceRun,
     ServiceStatus,
+    UnitFileChange,
     UnitFileState,
 )
 from vmcraft.model.units import Dependencies
+from vmcraft.model.warnings import CallWarning
 
 BROKEN = frozenset({LoadState.NOT_FOUND, LoadState.BAD_SETTING, LoadState.ERROR})
 
@@ -131,17 +132,12 @@ class SystemdManager:
         unit, state = await self._file(service)
         if state is UnitFileState.GENERATED and (script := await self._script(unit)):
             return await self._links.sysv(unit, script, "enable")
-        enablement.refuse(unit, state, pulled_in_by=await self._pulled_in_by(unit, state))
-        try:
-            installable, changes = await self._guest.manager.enable_unit_files([unit])
-        except BusError as error:
-            raise enablement.translated(error, unit) from error
-        after = await self._live.file_state(unit)
-        if not installable or after not in enablement.ENABLED_STATES:
-            if unit_name.is_template(unit):
-                raise enablement.needs_instance(unit)
-            raise ReadBackDiffers(unit, wanted="enabled", found=after or "gone")
-        return await self._links.declared(unit, after, changes, "service_enable")
+        enablement.refuse(unit, state, "enable", pulled_in_by=await self._pulled_in_by(unit, state))
+
+        async def ask() -> tuple[UnitFileChange, ...]:
+            return (await self._guest.manager.enable_unit_files([unit]))[1]
+
+        return await self._links.change(unit, "service_enable", ask, lambda after: enablement.not_enabled(unit, after))
 
     async def service_disable(self, service: str) -> Enablement:
         """Remove the symlinks that enable a unit, and read the state back.
@@ -163,15 +159,21 @@ class SystemdManager:
             return await self._links.disable_dangling(missing)
         if state is UnitFileState.GENERATED and (script := await self._script(unit)):
             return await self._links.sysv(unit, script, "disable")
-        enablement.refuse(unit, state, pulled_in_by=await self._pulled_in_by(unit, state))
-        try:
-            changes = await self._guest.manager.disable_unit_files([unit])
-        except BusError as error:
-            raise enablement.translated(error, unit) from error
-        after = await self._live.file_state(unit)
-        if after in (UnitFileState.ENABLED, UnitFileState.ENABLED_RUNTIME):
-            raise ReadBackDiffers(unit, wanted="disabled", found=after)
-        return await self._links.declared(unit, after, changes, "service_disable")
+        enablement.refuse(unit, state, "disable", pulled_in_by=await self._pulled_in_by(unit, state))
+
+        async def ask() -> tuple[UnitFileChange, ...]:
+            links = await self._guest.manager.disable_unit_files([unit])
+            if await self._live.file_state(unit) is UnitFileState.ENABLED_RUNTIME:
+                # Enabled in /run as well, for this boot alone; nothing of it is committed.
+                links += await self._guest.manager.disable_unit_files([unit], runtime=True)
+            return links
+
+        done = await self._links.change(
+            unit, "service_disable", ask, lambda after: enablement.still_enabled(unit, after)
+        )
+        if (failure := await self._links.still_pulled_in(unit)) is not None:
+            raise failure
+        return dataclasses.replace(done, warnings=await self._first_boot_warnings(unit))
 
     async def services_enable_multiple(self, services: Sequence[str]) -> BulkOutcome:
         """Enable each; one that fails does not keep the others from being enabled."""
@@ -190,14 +192,11 @@ class SystemdManager:
 
     async def _mask(self, service: str) -> Enablement:
         unit, _state = await self._file(service)
-        try:
-            changes = await self._guest.manager.mask_unit_files([unit])
-        except BusError as error:
-            raise enablement.translated(error, unit) from error
-        after = await self._live.file_state(unit)
-        if after is not UnitFileState.MASKED:
-            raise ReadBackDiffers(unit, wanted="masked", found=after or "gone")
-        return await self._links.declared(unit, after, changes, "services_mask")
+
+        async def ask() -> tuple[UnitFileChange, ...]:
+            return await self._guest.manager.mask_unit_files([unit])
+
+        return await self._links.change(unit, "services_mask", ask, lambda after: enablement.not_masked(unit, after))
 
     async def systemctl_preset(self, service: str) -> PresetApplied:
         """Enable or disable a unit as the distribution's preset files say.
@@ -211,25 +210,39 @@ class SystemdManager:
         unit, before = await self._file(service)
         if before is None:
             raise NotEnableable(f"{unit} has no unit file")
-        enablement.refuse(unit, before, pulled_in_by=await self._pulled_in_by(unit, before))
+        enablement.refuse(unit, before, "preset", pulled_in_by=await self._pulled_in_by(unit, before))
+        if unit_name.is_template(unit):
+            raise enablement.needs_instance(unit)
         preset = (await self._live.shown(unit)).unit_file_preset or None
-        try:
-            _installable, changes = await self._guest.manager.preset_unit_files([unit])
-        except BusError as error:
-            raise enablement.translated(error, unit) from error
-        after = await self._live.file_state(unit)
-        wrong = after is not UnitFileState.DISABLED if preset == "disabled" else after not in enablement.ENABLED_STATES
-        if after is None or (preset in ("enabled", "disabled") and after is not UnitFileState.INDIRECT and wrong):
-            raise ReadBackDiffers(unit, wanted=preset or "kept", found=after or "gone")
-        done = await self._links.declared(unit, after, changes, "systemctl_preset")
+
+        async def ask() -> tuple[UnitFileChange, ...]:
+            return (await self._guest.manager.preset_unit_files([unit]))[1]
+
+        done = await self._links.change(
+            unit, "systemctl_preset", ask, lambda after: enablement.not_preset(unit, after, preset)
+        )
         return PresetApplied(
             unit=unit,
             preset=preset,
             before=before,
-            unit_file_state=after,
+            unit_file_state=done.unit_file_state,
             changes=done.changes,
             held_back=done.held_back,
         )
+
+    async def _first_boot_warnings(self, unit: str) -> tuple[CallWarning, ...]:
+        """What a first boot of the real machine would undo: it enables what the presets name."""
+        if not self._guest.first_boot or unit_name.is_template(unit):
+            return ()
+        try:
+            preset = (await self._live.shown(unit)).unit_file_preset
+        except NoSuchUnit:
+            return ()
+        if preset != "enabled":
+            return ()
+        text = f"{unit} will be enabled again: the root has no machine-id, so its next boot applies presets"
+        remedy = f"mask it, or give the root an /etc/machine-id, or a preset file with: disable {unit}"
+        return (CallWarning(key="first-boot", message=f"{text}; {remedy}"),)
 
     async def _file(self, service: str) -> tuple[str, UnitFileState | None]:
         """The unit's own name and the state of its file; None for a unit without one, such as a transient unit."""

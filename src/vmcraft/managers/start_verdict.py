@@ -21,11 +21,16 @@ _ENDED = {1: "exit status", 2: "signal", 3: "signal (dumped core)"}
 _ERRORS = "org.freedesktop.systemd1."
 
 
+def unmask(unit: str) -> str:
+    """What to do about a mask."""
+    return f"remove its symlink to /dev/null from the root: /etc/systemd/system/{unit}"
+
+
 def refuse_unstartable(shown: UnitShown) -> None:
     """Refuse a unit that cannot be started, before it is tried."""
     match shown.load:
         case LoadState.MASKED:
-            raise UnitMasked(f"{shown.id} is masked", remedy=f"unmask it first: systemctl unmask {shown.id}")
+            raise UnitMasked(f"{shown.id} is masked", remedy=unmask(shown.id))
         case LoadState.BAD_SETTING | LoadState.ERROR:
             raise BadSetting(
                 f"{shown.id} cannot be used: {shown.load_error or shown.load}", remedy="mend its unit file"
@@ -42,7 +47,7 @@ def translated(error: BusError, unit: str) -> Refused:
         case "NoSuchUnit":
             return DependencyFailed(f"{unit} needs a unit that does not exist: {quoted(error.said)}")
         case "UnitMasked" if _names(error.said, unit):
-            return UnitMasked(f"{unit} is masked", remedy=f"unmask it first: systemctl unmask {unit}")
+            return UnitMasked(f"{unit} is masked", remedy=unmask(unit))
         case "UnitMasked":
             return DependencyFailed(f"{unit} needs a unit that is masked: {quoted(error.said)}")
         case "BadUnitSetting":

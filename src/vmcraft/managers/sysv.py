@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import anyio
 
+from vmcraft.changes.pending import PendingChanges
 from vmcraft.changes.upper import Layers
 from vmcraft.errors import JobFailed, NotEnableable, ReadBackDiffers
 from vmcraft.guest.guest import Guest
@@ -65,6 +66,12 @@ async def install(guest: Guest, layers: Layers, unit: str, script: str, verb: st
     if started != (verb == "enable"):
         raise ReadBackDiffers(unit, wanted=f"{verb}d", found="started at boot" if started else "not started at boot")
     return await anyio.to_thread.run_sync(_changes, layers, script)
+
+
+def changed_links(pending: PendingChanges, script: str) -> list[str]:
+    """The script's rc symlinks that differ from the source, or were declared by an earlier call."""
+    paths = {change.path for change in _changes(pending.layers, script)}
+    return sorted(paths | {path for path in pending.paths() if is_link_of(path, script)})
 
 
 def _rc_directories(layers: Layers) -> Iterator[str]:

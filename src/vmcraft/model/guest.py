@@ -32,7 +32,7 @@ class RootFacts:
         machine: Processor of that program, as uname(1) names it.
         systemd_version: From the name of its shared library, or its own text; None when neither says.
         pretty_name: os-release's PRETTY_NAME; None when there is no os-release.
-        has_machine_id: Whether /etc/machine-id holds an id; without one the guest believes that it boots first.
+        first_boot: Whether its next boot is a first boot, which applies presets; machine-id(5), "First Boot Semantics".
         has_bus: Whether the root has a D-Bus daemon's socket unit.
     """
 
@@ -40,7 +40,7 @@ class RootFacts:
     machine: str
     systemd_version: int | None
     pretty_name: str | None
-    has_machine_id: bool
+    first_boot: bool
     has_bus: bool
 
 

@@ -5,6 +5,7 @@ from datetime import datetime
 
 from vmcraft.model.open_enum import OpenStrEnum
 from vmcraft.model.outcome import Outcome
+from vmcraft.model.warnings import CallWarning
 
 
 class LoadState(OpenStrEnum):
@@ -106,6 +107,7 @@ class Enablement:
     changes: tuple[UnitFileChange, ...]
     unit_file_state: UnitFileState | None
     held_back: bool
+    warnings: tuple[CallWarning, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,14 +229,17 @@ class NamedOutcome:
     Attributes:
         name: As the caller gave it.
         error: Key and sentence; None when it is done.
+        remedy: What to do about the error.
         changes: The symlinks; empty when nothing had to be done.
     """
 
     name: str
     outcome: Outcome
     error: str | None = None
+    remedy: str | None = None
     unit_file_state: UnitFileState | None = None
     changes: tuple[UnitFileChange, ...] = ()
+    warnings: tuple[CallWarning, ...] = ()
 
     @property
     def ok(self) -> bool:

@@ -193,7 +193,7 @@ async def fails(error: BaseException) -> Any:
 
 
 async def test_change_that_is_done_has_its_result_and_the_outcome() -> None:
-    answer = await Answers().change(gives(RUN))
+    answer = await Answers().change("service_start", ServiceRun, gives(RUN))
     assert_plain(answer)
     assert (
         answer.items()
@@ -222,9 +222,12 @@ async def test_change_that_is_done_has_its_result_and_the_outcome() -> None:
 async def test_change_that_is_refused_or_unknown_is_answered(
     error: VMCraftError, attempted: bool, outcome: str, text: str
 ) -> None:
-    answer = await Answers().change(fails(error))
+    answer = await Answers().change("service_start", ServiceRun, fails(error))
     assert_plain(answer)
-    assert answer == {
+    values: dict[str, object] = {
+        field.name: [] if field.name == "log" else None for field in dataclasses.fields(ServiceRun)
+    }
+    assert answer == values | {
         "attempted": attempted,
         "ok": False,
         "error": text,
@@ -234,7 +237,7 @@ async def test_change_that_is_refused_or_unknown_is_answered(
 
 
 async def test_failed_job_has_what_is_known_of_it_beside_the_error() -> None:
-    answer = await Answers().change(fails(JobFailed("x.service is failed", result=RUN)))
+    answer = await Answers().change("service_start", ServiceRun, fails(JobFailed("x.service is failed", result=RUN)))
     assert_plain(answer)
     assert (answer["ok"], answer["error"]) == (False, "job-failed: x.service is failed")
     assert (answer["result"], answer["exec_main_status"]) == ("exit-code", 3)
@@ -249,7 +252,7 @@ async def test_failed_job_has_what_is_known_of_it_beside_the_error() -> None:
 async def test_all_else_is_raised_by_every_kind_of_call(error: BaseException) -> None:
     answers = Answers()
     calls: list[Coroutine[Any, Any, object]] = [
-        answers.change(fails(error)),
+        answers.change("service_start", ServiceRun, fails(error)),
         answers.query(str, fails(error)),
         answers.each("x", fails(error)),
     ]
@@ -307,7 +310,7 @@ async def test_warnings_are_those_of_the_last_call_also_when_it_fails() -> None:
     refused = BulkOutcome(items=(NamedOutcome(name="x", outcome=Outcome.REFUSED, error="refused: no"),))
     answers = Answers()
     calls: list[Coroutine[Any, Any, object]] = [
-        answers.change(gives(RUN)),
+        answers.change("service_start", ServiceRun, gives(RUN)),
         answers.query(bool, gives(True)),
         answers.each("x", gives_bulk(BulkOutcome())),
         answers.each("x", fails(GuestGone("x"))),

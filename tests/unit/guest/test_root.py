@@ -60,7 +60,7 @@ def test_a_good_root_says_what_it_is(tree: Path) -> None:
         machine=HOST,
         systemd_version=252,
         pretty_name="Debian GNU/Linux 12 (bookworm)",
-        has_machine_id=True,
+        first_boot=False,
         has_bus=True,
     )
 
@@ -70,7 +70,7 @@ def test_a_root_without_a_merged_usr_has_its_init_below_lib(tmp_path: Path) -> N
     put(tmp_path, "lib/systemd/libsystemd-shared-247.so")
     facts = look(tmp_path)
     assert (facts.init, facts.systemd_version) == ("/lib/systemd/systemd", 247)
-    assert (facts.pretty_name, facts.has_machine_id, facts.has_bus) == (None, False, False)
+    assert (facts.pretty_name, facts.first_boot, facts.has_bus) == (None, True, False)
 
 
 # --- no init
@@ -156,7 +156,6 @@ def test_symlink_that_would_escape_reads_nothing_of_the_host(tree: Path, way: st
     (tree / "etc/machine-id").symlink_to(way.replace("os-release", "machine-id"))
     facts = look(tree)
     assert facts.pretty_name is None
-    assert not facts.has_machine_id
 
 
 def test_the_same_escape_finds_the_file_that_the_root_itself_has_there(tree: Path) -> None:
@@ -263,7 +262,7 @@ def test_fifo_in_place_of_a_file_does_not_hang(tree: Path, path: str) -> None:
     os.mkfifo(tree / path)
     facts = look(tree)
     assert facts.machine == HOST
-    assert facts.has_machine_id == (path != "etc/machine-id")
+    assert not facts.first_boot
     assert (facts.pretty_name is None) == (path == "usr/lib/os-release")
 
 
@@ -287,19 +286,19 @@ def test_name_from_the_root_cannot_steer_a_terminal(tree: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "has"),
+    ("content", "first"),
     [
-        (b"0123456789abcdef0123456789abcdef\n", True),
-        (b"0123456789abcdef0123456789abcdef", True),
-        (b"uninitialized\n", False),
+        (b"0123456789abcdef0123456789abcdef\n", False),
+        (b"0123456789abcdef0123456789abcdef", False),
+        (b"uninitialized\n", True),
+        (b"uninitialized", True),
         (b"", False),
-        (b"0123456789abcdef\n", False),
         (b"0" * 5000, False),
     ],
 )
-def test_machine_id_tells_whether_the_guest_has_booted_before(tree: Path, content: bytes, has: bool) -> None:
+def test_machine_id_tells_whether_the_guest_has_booted_before(tree: Path, content: bytes, first: bool) -> None:
     put(tree, "etc/machine-id", content)
-    assert look(tree).has_machine_id is has
+    assert look(tree).first_boot is first
 
 
 def test_bus_unit_is_looked_for_in_every_place(tree: Path) -> None:
@@ -317,7 +316,7 @@ def test_etc_that_is_a_loop_is_a_root_all_the_same(tree: Path) -> None:
     (tree / "etc").rmdir()
     (tree / "etc").symlink_to("etc")
     facts = look(tree)
-    assert (facts.has_machine_id, facts.has_bus, facts.systemd_version) == (False, True, 252)
+    assert (facts.first_boot, facts.has_bus, facts.systemd_version) == (False, True, 252)
 
 
 # --- find_program
