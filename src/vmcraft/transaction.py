@@ -12,7 +12,7 @@ from vmcraft.changes.change_set import ChangeSet, change_set
 from vmcraft.changes.commit import commit, commit_to_output
 from vmcraft.changes.journal import locked
 from vmcraft.changes.recover import recover
-from vmcraft.errors import Exists, InvalidValue, NoSuchFile, NotBootable, NotLaunched, UnknownFormat
+from vmcraft.errors import Exists, GuestGone, InvalidValue, NoSuchFile, NotBootable, NotLaunched, UnknownFormat
 from vmcraft.guest.boot import BOOT_LIMIT_S, booted
 from vmcraft.guest.guest import Guest
 from vmcraft.guest.root import examine
@@ -53,6 +53,8 @@ class Transaction:
         self._launched: Launched | None = None
         self._life: _Life | None = None
         self._closed = False
+        self._output_written = False
+        self._launching: anyio.CancelScope | None = None
         # Opening, committing and ending wait for each other; the calls in between do not.
         self._lock = anyio.Lock()
         # The root's descriptor and lock last as long as the transaction, the guest until the next discard.
@@ -99,6 +101,8 @@ class Transaction:
             expect(getattr(drive, word), (str, type(None)), word)
         if self._drive is not None:
             raise InvalidValue("a guest has one root directory", remedy="open another VMCraft for another guest")
+        if not _is_utf8(drive.path) or not _is_utf8(drive.output or ""):
+            raise InvalidValue("a path on the host is UTF-8 here, as D-Bus carries it", remedy="rename the directory")
         if "\0" in drive.path or not os.path.exists(drive.path):
             raise NoSuchFile(
                 f"there is nothing at {quoted(drive.path)}", remedy="give the path of a guest's root directory"
@@ -112,8 +116,8 @@ class Transaction:
             raise InvalidValue(
                 f"{quoted(drive.path)} is a directory: format, output_format and key_file are for images"
             )
-        if drive.output is not None and os.path.lexists(drive.output):
-            raise Exists(f"there is something at {quoted(drive.output)} already", remedy="name another output")
+        if drive.output is not None:
+            _refuse_output(drive.path, drive.output)
         self._drive = dataclasses.replace(drive, path=os.path.realpath(drive.path))
 
     async def launch(self, *, boot_limit: float = BOOT_LIMIT_S, root: str | None = None) -> Launched:
@@ -123,7 +127,12 @@ class Transaction:
         """
         async with self._lock:
             if self._launched is None or self._closed:
-                self._launched = await self._first_launch(boot_limit, root)
+                with anyio.CancelScope() as self._launching:
+                    self._launched = await self._first_launch(boot_limit, root)
+            if self._launched is None:
+                raise NotLaunched("this guest was closed while it booted", remedy="open another VMCraft")
+            if not self._booted().guest.alive:
+                raise GuestGone("the guest has ended since it was launched", remedy="open another VMCraft")
             return self._launched
 
     async def _first_launch(self, boot_limit: float, root: str | None) -> Launched:
@@ -231,6 +240,12 @@ class Transaction:
         drive, life = self._named_drive(), self._booted()
         if drive.readonly:
             raise InvalidValue("the drive was added with readonly=True", remedy="open it without readonly to commit")
+        if not life.guest.alive:
+            raise GuestGone("the guest ended before the commit; nothing was written", remedy="open it again")
+        if drive.output is not None and self._output_written:
+            raise InvalidValue(
+                f"{quoted(drive.output)} was written already", remedy="commit once, or to another output"
+            )
         pending = await life.changes.pending()
         lock_fd, state_dir = self._opened().fd, self._state_dir
 
@@ -243,6 +258,7 @@ class Transaction:
         with anyio.CancelScope(shield=True):
             committed = await anyio.to_thread.run_sync(write)
         pending.clear()
+        self._output_written = drive.output is not None
         return committed
 
     async def discard(self) -> None:
@@ -250,24 +266,59 @@ class Transaction:
         async with self._lock:
             self._booted()
             self._life = None
+            self._launched = None
             with anyio.CancelScope(shield=True):
                 await self._living.aclose()
-            await self._boot()
+            with anyio.CancelScope() as self._launching:
+                self._launched = await self._boot()
+
+    async def _has_something_to_write(self) -> bool:
+        new_output = self._named_drive().output is not None and not self._output_written
+        return new_output or not await self._booted().changes.is_empty()
 
     async def close(self, *, commit: bool) -> None:
         """End the guest; before it, commit what is pending if `commit` is true and the drive may be written."""
         if self._closed:
             return
+        if self._launching is not None:
+            self._launching.cancel()
+        # Also when we are cancelled: what it waits for is bounded, and a guest must not be left behind.
+        with anyio.CancelScope(shield=True):
+            async with self._lock:
+                await self._close(commit=commit)
+
+    async def _close(self, *, commit: bool) -> None:
         try:
             life, drive = self._life, self._drive
             writes = commit and life is not None and drive is not None and not drive.readonly
-            if writes and (self._named_drive().output is not None or not await self._booted().changes.is_empty()):
-                await self.commit()
+            if writes and await self._has_something_to_write():
+                await self._commit()
         finally:
             self._life = None
             self._closed = True
-            with anyio.CancelScope(shield=True):
-                try:
-                    await self._living.aclose()
-                finally:
-                    self._whole.close()
+            try:
+                await self._living.aclose()
+            finally:
+                self._whole.close()
+
+
+def _is_utf8(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _refuse_output(source: str, output: str) -> None:
+    """Refuse before anything is booted what the commit could not write to."""
+    if os.path.lexists(output):
+        raise Exists(f"there is something at {quoted(output)} already", remedy="name another output")
+    parent = os.path.realpath(os.path.dirname(os.path.abspath(output)))
+    if not os.path.isdir(parent):
+        raise NoSuchFile(
+            f"there is no directory {quoted(parent)} for the output", remedy="make it, or name another output"
+        )
+    root = os.path.realpath(source)
+    if os.path.commonpath([root, parent]) == root:
+        raise InvalidValue(f"the output {quoted(output)} would lie inside the source", remedy="name another output")

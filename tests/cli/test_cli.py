@@ -224,3 +224,51 @@ def test_interrupt_ends_the_guest_and_commits_nothing(root: GuestRoot) -> None:
         process.send_signal(2)
         assert process.wait(timeout=60) == ExitCode.INTERRUPTED
     assert leaks.found() == []
+
+
+def test_interrupt_at_the_question_ends_it(root: GuestRoot) -> None:
+    ours, theirs = pty.openpty()
+    run = [sys.executable, "-m", "vmcraft", "services", "disable", root.path, "st-enabled"]
+    with subprocess.Popen(run, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        said = b""
+        while b"[y/N]" not in said:
+            said += os.read(ours, 4096)
+        process.send_signal(2)
+        assert process.wait(timeout=30) == ExitCode.INTERRUPTED
+    os.close(ours)
+    assert root.changed_paths() == set()
+    assert leaks.found() == []
+
+
+def test_guest_cannot_forge_the_list_that_is_confirmed(root: GuestRoot) -> None:
+    link = root / WANTS / "st-enabled.service"
+    link.unlink()
+    link.symlink_to("/lib/systemd/\x1b[2K\x1b]0;pwn\a\x1b[1A../../../etc/systemd/system/st-enabled.service")
+    ours, theirs = pty.openpty()
+    run = [sys.executable, "-m", "vmcraft", "services", "disable", root.path, "st-enabled", "--dry-run"]
+    with subprocess.Popen(run, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL) as process:
+        os.close(theirs)
+        said = b""
+        try:
+            while chunk := os.read(ours, 4096):
+                said += chunk
+        except OSError:
+            pass
+        process.wait(timeout=30)
+    os.close(ours)
+    assert b"st-enabled.service" in said
+    assert b"\x1b[2K" not in said
+    assert b"\x1b]0;" not in said
+
+
+def test_lost_output_does_not_decide_about_the_commit(root: GuestRoot) -> None:
+    words = f"{sys.executable} -m vmcraft services"
+    head = f"set -o pipefail; {words} list {root.path} | head -1 >/dev/null"
+    assert subprocess.run(["bash", "-c", head], timeout=60, check=False).returncode == ExitCode.OK
+    full = f"{words} disable {root.path} st-enabled --yes --json >/dev/full"
+    ran = subprocess.run(["bash", "-c", full], capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == ExitCode.HOST
+    assert "were committed" in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert root.changed_paths() == {f"{WANTS}/st-enabled.service"}

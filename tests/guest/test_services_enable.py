@@ -3,8 +3,10 @@
 import pytest
 
 from guest_roots import GuestRoot
-from vmcraft.errors import InvalidName, NoSuchUnit, NotEnableable
+from vmcraft.errors import InvalidName, NoSuchUnit, NotEnableable, NotOurs, OutcomeUnknown
+from vmcraft.guest.programs import run_in_guest
 from vmcraft.model.changes import ChangeKind
+from vmcraft.model.outcome import Outcome
 from vmcraft.model.services import UnitFileState
 from vmcraft.transaction import Transaction
 
@@ -246,3 +248,70 @@ async def test_what_the_guest_did_by_itself_is_committed_only_when_a_call_asks_f
         done = await transaction.services.service_enable("st-vendor-on")
         assert done.changes == ()
     assert root.changed_paths() - before == {f"{WANTS}/st-vendor-on.service"}
+
+
+async def test_change_that_fails_half_way_is_declared_and_not_blamed_on_the_guest(root: GuestRoot) -> None:
+    """A loop of symlinks: disabling another unit removes its symlinks, and then stumbles over the loop."""
+    for name, target in (("loopa", "loopb"), ("loopb", "loopa")):
+        (root / f"etc/systemd/system/{name}.service").symlink_to(f"{target}.service")
+    before = root.changed_paths()
+    async with Transaction.open(root.path) as transaction:
+        outcome = (await transaction.services.services_disable_multiple(["st-enabled"])).items[0]
+        changed = [change.path for change in await transaction.diff()]
+        # Refused is known not to have happened; done and unknown are in the list of changes.
+        assert changed == ([] if outcome.outcome is Outcome.REFUSED else [f"/{WANTS}/st-enabled.service"])
+        await transaction.services.service_enable("st-disabled")
+        paths = {change.path[1:] for change in await transaction.diff()}
+    assert root.changed_paths() - before == paths
+    assert f"{WANTS}/st-disabled.service" in paths
+
+
+async def test_unit_that_is_enabled_in_run_as_well_is_disabled(guest: Transaction) -> None:
+    await run_in_guest(guest.guest, ["/bin/sh", "-c", "systemctl enable --runtime st-enabled.service"])
+    done = await guest.services.service_disable("st-enabled")
+    assert done.unit_file_state is UnitFileState.DISABLED
+    assert [change.path for change in await guest.diff()] == [f"/{WANTS}/st-enabled.service"]
+
+
+async def test_disable_past_a_symlinked_directory_is_not_ok(root: GuestRoot) -> None:
+    (root / WANTS).rename(root / "etc/mw")
+    (root / WANTS).symlink_to("/etc/mw")
+    async with Transaction.open(root.path, readonly=True) as transaction:
+        with pytest.raises(OutcomeUnknown, match="pulled in"):
+            await transaction.services.service_disable("st-enabled")
+
+
+async def test_unit_directory_out_of_etc_is_refused_before_anything_changes(root: GuestRoot) -> None:
+    (root / "etc/systemd/system").rename(root / "opt/units")
+    (root / "etc/systemd/system").symlink_to("/opt/units")
+    async with Transaction.open(root.path, readonly=True) as transaction:
+        for call in (transaction.services.service_disable, transaction.services.service_enable):
+            with pytest.raises(NotOurs):
+                await call("st-enabled")
+        assert (await transaction.services.service_status("st-enabled")).unit_file_state is UnitFileState.ENABLED
+
+
+async def test_each_change_keeps_the_call_that_made_it(guest: Transaction) -> None:
+    await guest.services.service_enable("st-tmpl@1")
+    await guest.services.service_enable("st-tmpl@2")
+    await guest.services.service_disable("cron")
+    await guest.services.services_mask(["cron"])
+    calls = {change.path.rpartition("/")[2]: (change.call, *change.args) for change in await guest.diff()}
+    assert calls["st-tmpl@1.service"] == ("service_enable", "st-tmpl@1.service")
+    assert calls["st-tmpl@2.service"] == ("service_enable", "st-tmpl@2.service")
+    disabled = [change for change in await guest.diff() if change.path == f"/{WANTS}/cron.service"]
+    assert [change.call for change in disabled] == ["service_disable"]
+
+
+async def test_disable_that_the_first_boot_would_undo_warns(root: GuestRoot) -> None:
+    (root / "etc/machine-id").unlink()
+    async with Transaction.open(root.path, readonly=True) as transaction:
+        done = await transaction.services.service_disable("st-vendor-on")
+        assert [warning.key for warning in done.warnings] == ["first-boot"]
+        off = await transaction.services.service_disable("st-vendor-off")
+        assert off.warnings == ()
+
+
+async def test_template_has_no_preset(guest: Transaction) -> None:
+    with pytest.raises(InvalidName, match="template"):
+        await guest.services.systemctl_preset("st-tmpl@")

@@ -1,5 +1,6 @@
 """Start, stop, restart: what a unit is really like afterwards, whatever its job said. On every release."""
 
+import anyio
 import pytest
 
 from vmcraft.errors import (
@@ -11,6 +12,7 @@ from vmcraft.errors import (
     NoSuchUnit,
     UnitMasked,
 )
+from vmcraft.guest.programs import run_in_guest
 from vmcraft.model.services import ActiveState, JobResult, ServiceRun
 from vmcraft.transaction import Transaction
 
@@ -180,3 +182,44 @@ async def test_nothing_of_starting_and_stopping_is_left_to_commit(guest: Transac
     await guest.services.service_stop("cron")
     await guest.services.daemon_reload()
     assert await guest.diff() == ()
+
+
+async def test_calls_that_systemd_merges_into_one_job_are_all_answered(guest: Transaction) -> None:
+    answers: list[ServiceRun] = []
+
+    async def restart() -> None:
+        answers.append(await guest.services.service_restart("cron"))
+
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as group:
+            for _ in range(6):
+                group.start_soon(restart)
+    assert [run.active for run in answers] == [ActiveState.ACTIVE] * 6
+
+
+async def test_one_callers_cancellation_does_not_cancel_the_job_of_another(guest: Transaction) -> None:
+    answers: list[str] = []
+
+    async def start() -> None:
+        try:
+            await guest.services.service_start("st-timeout")
+        except JobFailed as error:
+            answers.append(run_of(error).result or "")
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(start)
+        with anyio.move_on_after(0.3):
+            await guest.services.service_start("st-timeout")
+    assert answers == ["timeout"]
+
+
+async def test_device_that_is_not_there_is_named_as_the_cause(guest: Transaction) -> None:
+    text = "[Unit]\nBindsTo=dev-nothing.device\nAfter=dev-nothing.device\n[Service]\nExecStart=/bin/sleep 9\n"
+    script = (
+        f"printf '{text}' > /run/systemd/system/st-agent.service; mkdir -p /run/systemd/system/dev-nothing.device.d;"
+    )
+    script += "printf '[Unit]\\nJobRunningTimeoutSec=1\\n' > /run/systemd/system/dev-nothing.device.d/x.conf"
+    await run_in_guest(guest.guest, ["/bin/sh", "-c", script])
+    await guest.services.daemon_reload()
+    with pytest.raises(DependencyFailed, match=r"dev-nothing\.device"):
+        await guest.services.service_start("st-agent")

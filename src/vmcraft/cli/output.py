@@ -47,24 +47,20 @@ class Output:
     def result(self, value: object) -> None:
         """The command's result, for programs; prints only with --json."""
         if self.json:
-            with self._written():
-                sys.stdout.write(msgspec.json.format(encoded(value), indent=2).decode() + "\n")
-                sys.stdout.flush()
+            self._write(msgspec.json.format(encoded(value), indent=2).decode() + "\n")
 
     def line(self, text: str = "", style: str = "") -> None:
         """One line for people; left out with --json."""
         if not self.json:
-            with self._written():
-                self._out.file.write(self._rendered(self._out, printable(text, limit=_LINE_LIMIT), style))
-                self._out.file.flush()
+            self._write(self._rendered(self._out, printable(text, limit=_LINE_LIMIT), style))
 
-    @contextlib.contextmanager
-    def _written(self) -> Iterator[None]:
+    def _write(self, text: str) -> None:
         """Not Rich's own way out: it ends the program when the reader has left, also in the middle of a commit."""
         if self.gone:
             return
         try:
-            yield
+            sys.stdout.write(text)
+            sys.stdout.flush()
         except OSError as error:
             self.gone = True
             self.failure = None if error.errno == errno.EPIPE else error

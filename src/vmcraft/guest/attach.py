@@ -14,13 +14,13 @@ from vmcraft.bus.connection import Connection, Connector
 from vmcraft.bus.interface import introspect
 from vmcraft.bus.jobs import Jobs, watching
 from vmcraft.bus.systemd1 import BUS_NAME, MANAGER_PATH, Manager
-from vmcraft.errors import BootHung, BusError, OutcomeUnknown
-from vmcraft.guest.enter import PRIVATE_SOCKET, SYSTEM_BUS, Leader, NotThere, connect_inside
+from vmcraft.errors import BootHung, BusError, GuestGone, OutcomeUnknown
+from vmcraft.guest.enter import PRIVATE_SOCKET, SYSTEM_BUS, Leader, connect_inside
 
 ANSWER_LIMIT_S = 10.0
 """How long a guest that should be up may take to answer at all."""
 RECONNECT_PATIENCE_S = 5.0
-_NO_ANSWER = (OutcomeUnknown, BusError, NotThere, TimeoutError)
+_NO_ANSWER = (OutcomeUnknown, BusError, GuestGone, TimeoutError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,10 +13,10 @@ from collections.abc import AsyncIterator
 import anyio
 
 from vmcraft.bus import machine1
-from vmcraft.errors import BootFailed, BusError, CannotMapIds, GuestGone, first_error
+from vmcraft.errors import BootFailed, BusError, CannotMapIds, ConnectionLost, GuestGone, first_error
 from vmcraft.guest.attach import attached
 from vmcraft.guest.console import Console, console
-from vmcraft.guest.enter import SYSTEM_BUS, Leader, NotThere, connect_inside
+from vmcraft.guest.enter import SYSTEM_BUS, Leader, connect_inside
 from vmcraft.guest.guest import Guest
 from vmcraft.guest.health import end_of_boot
 from vmcraft.guest.quarantine import write_hold
@@ -151,7 +151,7 @@ class Start:
 
         async def bus_reached(leader: Leader) -> None:
             # Its own limit is the scope around us: the boot's, and a short patience once the guest is READY.
-            with contextlib.suppress(NotThere):
+            with contextlib.suppress(ConnectionLost, GuestGone):
                 self._bus_socket = await connect_inside(leader, SYSTEM_BUS, patience=3600)
             reached.set()
 

@@ -5,11 +5,12 @@ hand us the host's own bus. A pidfd names the leader, since a process id can be 
 """
 
 import os
+import select
 import socket
 import sys
 from dataclasses import dataclass
 
-from vmcraft.errors import GuestGone
+from vmcraft.errors import ConnectionLost, GuestGone
 from vmcraft.host.programs import run_program
 from vmcraft.host.syscalls import CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER
 
@@ -35,6 +36,13 @@ class Leader:
     pidfd: int
     own_users: bool
 
+    @property
+    def alive(self) -> bool:
+        """Whether the process has not ended."""
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        return not poll.poll(0)
+
     @classmethod
     def of(cls, pid: int) -> "Leader":
         """Take hold of a process; the caller must check afterwards that it is still the machine's leader."""
@@ -50,10 +58,6 @@ class Leader:
         return cls(pid=pid, pidfd=pidfd, own_users=theirs != os.stat("/proc/self/ns/user").st_ino)
 
 
-class NotThere(GuestGone):
-    """Nothing listens at the path inside the guest, or the guest is gone."""
-
-
 async def connect_inside(leader: Leader, path: str, *, patience: float) -> socket.socket:
     """A non-blocking stream socket, connected to `path` as the guest sees it.
 
@@ -63,7 +67,8 @@ async def connect_inside(leader: Leader, path: str, *, patience: float) -> socke
         patience: Seconds to wait for the socket to appear.
 
     Raises:
-        NotThere: No such socket within that time, or the guest has ended.
+        GuestGone: The guest has ended.
+        ConnectionLost: It lives, and there is no such socket within that time.
     """
     # Joining the user namespace one is in already is an error (EINVAL), so it is named only when it differs.
     flags = CLONE_NEWNS | CLONE_NEWPID | (CLONE_NEWUSER if leader.own_users else 0)
@@ -73,11 +78,14 @@ async def connect_inside(leader: Leader, path: str, *, patience: float) -> socke
         finished = await run_program(
             [*argv, f"{patience:g}"], limit=patience + _HELPER_LIMIT_S, pass_fds=[sock.fileno(), leader.pidfd]
         )
-        if finished.status == _ESRCH:
-            raise NotThere("the guest has ended")
+        if finished.status == _ESRCH or not leader.alive:
+            raise GuestGone("the guest has ended")
         if finished.status != 0:
             reason = os.strerror(finished.status) if 0 < finished.status < 200 else f"status {finished.status}"
-            raise NotThere(f"{path} in the guest cannot be connected: {reason}")
+            raise ConnectionLost(
+                f"the guest lives, but {path} in it cannot be connected: {reason}",
+                remedy="start what listens there in the guest, or discard, which boots it anew",
+            )
         sock.setblocking(False)
     except BaseException:
         sock.close()

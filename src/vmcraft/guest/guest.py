@@ -1,7 +1,6 @@
 """A booted guest: its leader, its connection, its version, and whether it still lives."""
 
 import re
-import select
 from dataclasses import dataclass
 
 from vmcraft.bus.connection import Connection
@@ -67,9 +66,7 @@ class Guest:
     @property
     def alive(self) -> bool:
         """Whether its PID 1 has not ended."""
-        poll = select.poll()
-        poll.register(self.leader.pidfd, select.POLLIN)
-        return not poll.poll(0)
+        return self.leader.alive
 
     def unit(self, name: str) -> Unit:
         """The object of a unit, by name."""
