@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from vmcraft.changes.fingerprint import Fingerprint, fingerprint
 from vmcraft.changes.upper import Layers, fingerprint_of
 from vmcraft.errors import Conflict, NotOurs
+from vmcraft.host import guest_path
 from vmcraft.host.pinned import Pinned
 from vmcraft.model.changes import Change, ChangeKind
 from vmcraft.model.entry import Entry, EntryKind
@@ -68,7 +69,7 @@ class PendingChanges:
     def __bool__(self) -> bool:
         """Whether a declared path differs from the source, or from what was declared: then a commit refuses it."""
         return any(
-            self._moved(one.path) or self._differs(one) or self._tampered(one) for one in self._declared.values()
+            one.source != one.after or self._tampered(one) or self._moved(one.path) for one in self._declared.values()
         )
 
     def declare(self, paths: Iterable[str], *, call: str, args: Sequence[str]) -> None:
@@ -122,18 +123,22 @@ class PendingChanges:
                 guest has changed a declared path by itself, which no call declared.
             OSError: A layer cannot be read.
         """
-        declared = sorted(self._declared.items())
-        for path, declaration in declared:
-            if not self._moved(path) and self._tampered(declaration):
+        declared = [declaration for _, declaration in sorted(self._declared.items())]
+        # Many changes lie in few directories; each is resolved once.
+        parents = {_parent(declaration) for declaration in declared}
+        reached = {directory: self.layers.resolve(directory, last=True) for directory in parents}
+        for declaration in declared:
+            directory = _parent(declaration)
+            if reached[directory] != directory:
                 raise Conflict(
-                    f"the guest changed {quoted(path)} by itself after {declaration.call} had",
+                    f"a directory above {quoted(declaration.path)} is another one in the guest since the change was made"
+                )
+            if self._tampered(declaration):
+                raise Conflict(
+                    f"the guest changed {quoted(declaration.path)} by itself after {declaration.call} had",
                     remedy="discard, and call again; a guest that does this by itself is not to be trusted",
                 )
-            if self._moved(path):
-                raise Conflict(
-                    f"a directory above {quoted(path)} is another one in the guest since the change was made"
-                )
-        return tuple(declaration for _, declaration in declared if self._differs(declaration))
+        return tuple(declaration for declaration in declared if declaration.source != declaration.after)
 
     def list(self) -> tuple[Change, ...]:
         """The changes as they are now, sorted by path.
@@ -155,9 +160,6 @@ class PendingChanges:
         """Whether the guest has changed the path by itself since the call that declared it."""
         return declaration.after != fingerprint_of(self.layers.pin(declaration.path))
 
-    def _differs(self, declaration: Declaration) -> bool:
-        return declaration.source != fingerprint_of(self.layers.pin(declaration.path))
-
     def _change(self, declaration: Declaration) -> Change:
         path = declaration.path
         before = _Shown.of(self.layers.pin_source(path))
@@ -172,6 +174,10 @@ class PendingChanges:
             after=after.text if after else None,
             note=_note(before, after),
         )
+
+
+def _parent(declaration: Declaration) -> str:
+    return guest_path.split(declaration.path)[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,7 @@
 """One job of the guest's manager, awaited, and what the unit is like after it, once that has settled."""
 
-import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 import anyio
 
@@ -22,7 +21,6 @@ SETTLE_S = 0.1
 JOB_LIMIT_S = 180.0
 """Longer than systemd's own default limits for a start (90 s) or a stop, so that systemd's verdict comes first."""
 LOG_LINES = 10
-_GIVE_BACK_LIMIT_S = 5.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +52,7 @@ async def run_job(guest: Guest, live: LiveUnits, unit: str, ask: Callable[[str],
         changed.set()
         changed = anyio.Event()
 
-    async with referenced(guest, unit), Properties.watched(guest.unit(unit), wake):
+    async with live.referenced(unit), Properties.watched(guest.unit(unit), wake):
         try:
             result = await guest.jobs.run(ask(unit), what=f"the job of {unit}", limit=JOB_LIMIT_S)
         except BusError as error:
@@ -92,28 +90,6 @@ async def _named_in_front(guest: Guest, unit: str, error: JobTimedOut) -> JobTim
     return JobTimedOut(
         f"{error.text}; these jobs run and may be in front: {', '.join(running[:5])}", remedy=error.remedy
     )
-
-
-@contextlib.asynccontextmanager
-async def referenced(guest: Guest, unit: str) -> AsyncIterator[None]:
-    """Keep the unit loaded, and with it how its last run went: systemd forgets a oneshot the moment it succeeded."""
-    if not guest.references or not await _taken(guest, unit):
-        yield
-        return
-    try:
-        yield
-    finally:
-        with anyio.move_on_after(_GIVE_BACK_LIMIT_S, shield=True), contextlib.suppress(Refused, OutcomeUnknown):
-            await guest.manager.unref_unit(unit)
-
-
-async def _taken(guest: Guest, unit: str) -> bool:
-    try:
-        await guest.manager.ref_unit(unit)
-    except BusError:
-        # A masked unit takes no reference; one that runs all the same can be stopped.
-        return False
-    return True
 
 
 async def with_log(guest: Guest, run: ServiceRun) -> ServiceRun:

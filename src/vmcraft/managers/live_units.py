@@ -12,7 +12,7 @@ import anyio
 
 from vmcraft.bus.systemd1 import Manager, Service
 from vmcraft.codec import unit_name
-from vmcraft.errors import BusError, NoSuchUnit
+from vmcraft.errors import BusError, NoSuchUnit, OutcomeUnknown, Refused
 from vmcraft.guest.guest import Guest
 from vmcraft.model.services import UnitFileState
 from vmcraft.model.units import ServiceShown, UnitFileRow, UnitShown
@@ -21,6 +21,7 @@ _FILE_NOT_FOUND = "org.freedesktop.DBus.Error.FileNotFound"
 _NO_SUCH_FILE = "System.Error.ENOENT"
 _INVALID_ARGS = "org.freedesktop.DBus.Error.InvalidArgs"
 _ALIAS_LIMIT = 256
+_GIVE_BACK_LIMIT_S = 5.0
 
 
 class LiveUnits:
@@ -29,6 +30,7 @@ class LiveUnits:
     def __init__(self, guest: Guest) -> None:
         self._guest = guest
         self._manager = guest.manager
+        self._referenced: dict[str, int] = {}
         self._stale = False
         # Grows with each change: a table that was asked for before it must not be kept after it.
         self._changes = 0
@@ -74,6 +76,30 @@ class LiveUnits:
         return time.monotonic() - before
 
     # --- one unit
+
+    @contextlib.asynccontextmanager
+    async def referenced(self, unit: str) -> AsyncIterator[None]:
+        """Keep the unit loaded, and with it how its last run went: systemd forgets a oneshot when it succeeded.
+
+        One reference for all who want it at once: PID 1 of systemd 247 stops answering when a connection that holds
+        several references to one unit gives one back.
+        """
+        if not self._guest.references:
+            yield
+            return
+        self._referenced[unit] = self._referenced.get(unit, 0) + 1
+        try:
+            if self._referenced[unit] == 1:
+                # A masked unit takes no reference; one that runs all the same can be stopped.
+                with contextlib.suppress(BusError):
+                    await self._manager.ref_unit(unit)
+            yield
+        finally:
+            self._referenced[unit] -= 1
+            if not self._referenced[unit]:
+                del self._referenced[unit]
+                with anyio.move_on_after(_GIVE_BACK_LIMIT_S, shield=True), contextlib.suppress(Refused, OutcomeUnknown):
+                    await self._manager.unref_unit(unit)
 
     async def shown(self, unit: str) -> UnitShown:
         """The unit's properties, after a reload where one is due.
