@@ -130,9 +130,8 @@ class PendingChanges:
         for declaration in declared:
             directory = _parent(declaration)
             if reached[directory] != directory:
-                raise Conflict(
-                    f"a directory above {quoted(declaration.path)} is another one in the guest since the change was made"
-                )
+                path = quoted(declaration.path)
+                raise Conflict(f"a directory above {path} is another one in the guest since the change was made")
             if self._tampered(declaration):
                 raise Conflict(
                     f"the guest changed {quoted(declaration.path)} by itself after {declaration.call} had",
