@@ -6,6 +6,7 @@ import anyio
 import pytest
 
 from guest_roots import GuestRoot
+from vmcraft.bus.systemd1 import Manager
 from vmcraft.errors import InvalidName, InvalidValue, NoSuchUnit
 from vmcraft.guest.programs import run_in_guest
 from vmcraft.model.services import ActiveState, LoadState, UnitFileState
@@ -203,3 +204,24 @@ async def test_concurrent_calls_on_one_guest_all_answer(guest: Transaction) -> N
             group.start_soon(guest.services.list_services)
     assert answers == [True] * 20
     assert len(await guest.diff()) == 20
+
+
+async def test_status_of_another_unit_needs_no_reload_and_of_a_changed_one_does(guest: Transaction) -> None:
+    reloads = 0
+
+    def reloading(active: bool) -> None:
+        nonlocal reloads
+        reloads += active
+
+    async with guest.guest.manager.on(Manager.RELOADING, reloading):
+        await guest.services.service_enable("st-vendor")
+        await guest.services.services_mask(["st-vendor-on"])
+        cron = await guest.services.service_status("cron")
+        assert not cron.need_daemon_reload
+        if guest.guest.version < 257:
+            assert reloads == 0
+        masked = await guest.services.service_status("st-vendor-on")
+        assert masked.load is LoadState.MASKED
+        assert reloads == 1
+        await guest.services.service_status("st-vendor")
+        assert reloads == 1

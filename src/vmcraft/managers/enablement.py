@@ -153,6 +153,12 @@ def units_named(unit: str, changes: Iterable[UnitFileChange]) -> set[str]:
     return named
 
 
+def touched(unit: str, changes: Iterable[UnitFileChange]) -> frozenset[str]:
+    """The units whose own properties can be others now: those named, and those whose .wants directory was changed."""
+    pulling = {change.path.split("/")[-2].rpartition(".")[0] for change in changes if change.path.count("/") > 1}
+    return frozenset(units_named(unit, changes) | pulling)
+
+
 def changed_links(pending: PendingChanges, units: set[str]) -> list[str]:
     """The symlinks below /etc/systemd/system that belong to these units, and differ from the source or did so before.
 

@@ -57,8 +57,10 @@ class DeclaredLinks:
                 failure = judge(after)
             except BusError as error:
                 failure = enablement.translated(error, unit)
-            if failure is not None or enablement.made(links):
+            if failure is not None:
                 self._live.changed()
+            elif enablement.made(links):
+                self._live.changed(enablement.touched(unit, links))
             if failure is not None:
                 raise await self._after_all(pending, unit, call, links, failure)
             await _read(unit, lambda: _declare(pending, unit, call, links))

@@ -6,13 +6,13 @@ change of ours, say that it is old. A reload costs 70-100 ms, so it is done once
 
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Mapping, Set as AbstractSet
 
 import anyio
 
 from vmcraft.bus.systemd1 import Manager, Service
 from vmcraft.codec import unit_name
-from vmcraft.errors import BusError, NoSuchUnit, OutcomeUnknown, Refused
+from vmcraft.errors import BusError, NoSuchUnit, OutcomeUnknown, Refused, first_error
 from vmcraft.guest.guest import Guest
 from vmcraft.model.services import UnitFileState
 from vmcraft.model.units import ServiceShown, UnitFileRow, UnitShown
@@ -32,6 +32,7 @@ class LiveUnits:
         self._manager = guest.manager
         self._referenced: dict[str, int] = {}
         self._stale = False
+        self._stale_units: frozenset[str] | None = frozenset()
         # Grows with each change: a table that was asked for before it must not be kept after it.
         self._changes = 0
         self._reloading = anyio.Lock()
@@ -42,9 +43,14 @@ class LiveUnits:
 
     # --- freshness
 
-    def changed(self) -> None:
-        """Symlinks or files of units changed: what the manager has loaded is old, and so is the table."""
+    def changed(self, units: AbstractSet[str] | None = None) -> None:
+        """Symlinks or files of units changed: what the manager has loaded is old, and so is the table.
+
+        Args:
+            units: Those whose own properties can be old now; None for all.
+        """
         self._stale = True
+        self._stale_units = None if units is None or self._stale_units is None else self._stale_units | units
         self.files_changed()
 
     def files_changed(self, *_values: object) -> None:
@@ -66,11 +72,11 @@ class LiveUnits:
     async def _reload(self) -> float:
         before = time.monotonic()
         # Unset first: what changes while the manager reads needs the next reload.
-        self._stale = False
+        self._stale, self._stale_units = False, frozenset()
         try:
             await self._manager.reload()
         except BaseException:
-            self._stale = True
+            self._stale, self._stale_units = True, None
             raise
         self.files_changed()
         return time.monotonic() - before
@@ -113,6 +119,15 @@ class LiveUnits:
             raise NoSuchUnit(unit)
         return shown
 
+    async def shown_alone(self, unit: str) -> UnitShown:
+        """The same, with a reload only where the unit itself can be old: what it pulls in does not matter here."""
+        if self._stale_units is not None and unit not in self._stale_units:
+            shown = await self._guest.unit(unit).shown()
+            # systemd 257 says so of every unit once any file changed: then it is not the unit that is old.
+            if shown.exists and shown.id not in self._stale_units and not (self._stale and shown.need_daemon_reload):
+                return shown
+        return await self.shown(unit)
+
     async def service(self, unit: str) -> ServiceShown | None:
         """The properties that only a service has; None for a unit of another type."""
         if unit_name.kind(unit) != "service":
@@ -154,14 +169,26 @@ class LiveUnits:
             self._table = table
         return table
 
-    async def listed_state(self, unit: str) -> UnitFileState | None:
-        """The file state of a loaded unit; of an instance, which is not in the table, its own answer is kept."""
+    def listed_state(self, unit: str, table: Mapping[str, UnitFileState]) -> UnitFileState | None:
+        """The file state of a loaded unit, from the table, or as it was learned of an instance."""
+        return table[unit] if unit in table else self._instances.get(unit)
+
+    async def learn_instances(self, units: Iterable[str]) -> None:
+        """Ask for the file states of loaded instances, which are not in the table; all at once, and once."""
         table = await self.table()
-        if unit in table or unit_name.template_of(unit) not in table:
-            return table.get(unit)
-        if unit not in self._instances:
+        unknown = [
+            unit
+            for unit in units
+            if unit not in table and unit not in self._instances and unit_name.template_of(unit) in table
+        ]
+
+        async def ask(unit: str) -> None:
             self._instances[unit] = await self.file_state(unit)
-        return self._instances[unit]
+
+        with first_error():
+            async with anyio.create_task_group() as group:
+                for unit in unknown:
+                    group.start_soon(ask, unit)
 
     def alias_targets(self) -> dict[str, str]:
         """Alias to the real unit's name, for every alias in the table that `table` gave last."""

@@ -273,7 +273,7 @@ class SystemdManager:
 
         Source: the properties of Unit and Service in org.freedesktop.systemd1(5); journalctl(1).
         """
-        shown = await self._live.shown(unit_name.concrete(service))
+        shown = await self._live.shown_alone(unit_name.concrete(service))
         unit = shown.id
         own = await self._live.service(unit)
         held = is_held_back(unit)
@@ -321,8 +321,9 @@ class SystemdManager:
         await self._live.fresh()
         files, aliases = await self._live.table(), self._live.alias_targets()
         loaded = {row.name: row for row in await self._guest.manager.list_units_by_patterns([], ["*.service"])}
+        await self._live.learn_instances(loaded)
         rows = [
-            loaded_row(row, await self._live.listed_state(row.name))
+            loaded_row(row, self._live.listed_state(row.name, files))
             for row in loaded.values()
             if unit_name.is_valid(row.name)
         ]
