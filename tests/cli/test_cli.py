@@ -173,6 +173,10 @@ def test_shell_runs_in_the_guest_and_throws_everything_away(root: GuestRoot) -> 
     ran = vmcraft("shell", root.path, "--", "/bin/sh", "-c", script)
     assert ran.returncode == 7
     assert ran.stdout.strip() == "0"
+    assert vmcraft("shell", root.path, "--boot-limit", "60", "--", "false").returncode == 1
+    missing = vmcraft("shell", root.path, "--", "/nope")
+    assert missing.returncode == 203
+    assert "cannot be executed in the guest" in missing.stderr
     assert vmcraft("shell", root.path, given="echo from $0; exit 3\n").returncode == 3
     assert root.changed_paths() == set()
 
@@ -266,9 +270,10 @@ def test_lost_output_does_not_decide_about_the_commit(root: GuestRoot) -> None:
     words = f"{sys.executable} -m vmcraft services"
     head = f"set -o pipefail; {words} list {root.path} | head -1 >/dev/null"
     assert subprocess.run(["bash", "-c", head], timeout=60, check=False).returncode == ExitCode.OK
-    full = f"{words} disable {root.path} st-enabled --yes --json >/dev/full"
-    ran = subprocess.run(["bash", "-c", full], capture_output=True, text=True, timeout=60, check=False)
-    assert ran.returncode == ExitCode.HOST
-    assert "were committed" in ran.stderr
-    assert "Traceback" not in ran.stderr
-    assert root.changed_paths() == {f"{WANTS}/st-enabled.service"}
+    for verb, option in (("disable", "--json"), ("enable", "")):
+        full = f"{words} {verb} {root.path} st-enabled --yes {option} >/dev/full"
+        ran = subprocess.run(["bash", "-c", full], capture_output=True, text=True, timeout=60, check=False)
+        assert ran.returncode == ExitCode.HOST
+        assert "were committed" in ran.stderr
+        assert "Traceback" not in ran.stderr
+        assert (root / WANTS / "st-enabled.service").is_symlink() == (verb == "enable")

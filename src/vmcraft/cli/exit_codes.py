@@ -28,7 +28,7 @@ MEANING = {
     ExitCode.GUEST: "the guest cannot be opened, did not boot, or is gone",
     ExitCode.HOST: "this host lacks something (see vmcraft doctor), or could not write",
     ExitCode.UNKNOWN: "it was asked for, but could not be read back",
-    ExitCode.INTERRUPTED: "interrupted; nothing was committed",
+    ExitCode.INTERRUPTED: "interrupted; nothing was committed, or it says what was",
 }
 
 

@@ -36,7 +36,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; answers the exit status."""
-    args = parser().parse_args(arguments)
+    words, command = _split(list(sys.argv[1:] if arguments is None else arguments))
+    args = parser().parse_args(words)
+    if command is not None:
+        args.command = command
     out = Output(json=args.json)
     try:
         code = int(anyio.run(_interruptible, args, out, backend="asyncio"))
@@ -44,6 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out.error(error)
         code = exit_codes.of_error(error)
     return _told(code, out)
+
+
+def _split(words: list[str]) -> tuple[list[str], list[str] | None]:
+    """The words before a shell's --, and the command behind it: argparse takes no options between two positionals."""
+    if words[:1] != ["shell"] or "--" not in words:
+        return words, None
+    end = words.index("--")
+    return words[:end], words[end + 1 :]
 
 
 async def _interruptible(args: argparse.Namespace, out: Output) -> int:

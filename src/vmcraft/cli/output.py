@@ -6,6 +6,7 @@ reader that has had enough, a full disk) never changes what the command does.
 
 import contextlib
 import errno
+import io
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -36,8 +37,10 @@ class Output:
         self.committed: str | None = None
         self.failure: OSError | None = None
         self.gone = False
-        self._out = Console(highlight=False, markup=False, soft_wrap=True)
+        # Rich only says how a line looks: one that writes as well ends the program when its reader has left.
+        self._out = _renderer(sys.stdout.isatty())
         self._err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        self._err_lines = _renderer(self._err.is_terminal)
 
     @property
     def interactive(self) -> bool:
@@ -52,10 +55,10 @@ class Output:
     def line(self, text: str = "", style: str = "") -> None:
         """One line for people; left out with --json."""
         if not self.json:
-            self._write(self._rendered(self._out, printable(text, limit=_LINE_LIMIT), style))
+            self._write(_rendered(self._out, printable(text, limit=_LINE_LIMIT), style))
 
     def _write(self, text: str) -> None:
-        """Not Rich's own way out: it ends the program when the reader has left, also in the middle of a commit."""
+        """Write to standard output, or no longer."""
         if self.gone:
             return
         try:
@@ -64,12 +67,6 @@ class Output:
         except OSError as error:
             self.gone = True
             self.failure = None if error.errno == errno.EPIPE else error
-
-    @staticmethod
-    def _rendered(console: Console, text: str, style: str, end: str = "\n") -> str:
-        with console.capture() as captured:
-            console.print(Text(text, style=style), end=end)
-        return captured.get()
 
     def rows(self, head: Sequence[str], rows: Sequence[Sequence[str]], styles: Sequence[str] = ()) -> None:
         """Aligned columns under a heading; the last column takes what it needs."""
@@ -98,10 +95,9 @@ class Output:
 
     def _say(self, text: str, style: str, end: str = "\n") -> None:
         with contextlib.suppress(OSError):
-            self._err.file.write(
-                self._rendered(self._err, printable(text, limit=_LINE_LIMIT, newlines=True), style, end)
-            )
-            self._err.file.flush()
+            fit = printable(text, limit=_LINE_LIMIT, newlines=True)
+            sys.stderr.write(_rendered(self._err_lines, fit, style, end))
+            sys.stderr.flush()
 
     @contextlib.contextmanager
     def progress(self, text: str) -> Iterator[None]:
@@ -118,6 +114,16 @@ class Output:
         # Only a whole line makes a terminal readable, so the read does not block.
         await anyio.wait_readable(sys.stdin)
         return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _renderer(terminal: bool) -> Console:
+    return Console(file=io.StringIO(), force_terminal=terminal, highlight=False, markup=False, soft_wrap=True)
+
+
+def _rendered(console: Console, text: str, style: str, end: str = "\n") -> str:
+    with console.capture() as captured:
+        console.print(Text(text, style=style), end=end)
+    return captured.get()
 
 
 def described(error: VMCraftError) -> dict[str, object]:

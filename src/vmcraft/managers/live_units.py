@@ -6,7 +6,8 @@ change of ours, say that it is old. A reload costs 70-100 ms, so it is done once
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Set as AbstractSet
+from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 
 import anyio
 
